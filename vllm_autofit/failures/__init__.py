@@ -1,0 +1,1 @@
+"""An exception of vLLM's -> the phase it happened in. Pure."""

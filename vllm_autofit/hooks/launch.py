@@ -1,0 +1,156 @@
+"""From one ``EngineArgs`` to a plan and a start's identity: the upper half of the line, in order.
+
+request, model and devices (facts) -> key -> lessons (experience) -> plan (planning) -> run
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_autofit.errors import AutofitError, DeviceError
+from vllm_autofit.experience.key import start_key
+from vllm_autofit.experience.lessons import lessons_from
+from vllm_autofit.experience.store import Store
+from vllm_autofit.facts.model import ModelIdentity, identify
+from vllm_autofit.facts.request import read_request
+from vllm_autofit.hooks import platform
+from vllm_autofit.hooks.guard import logger
+from vllm_autofit.hooks.runs import Run, new_run
+from vllm_autofit.planning.planner import make_plan
+from vllm_autofit.render.line import plan_line
+from vllm_autofit.settings import Settings, read_settings
+from vllm_autofit.values import DeviceFacts, Lessons, Plan, Request
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What we decided about one start."""
+
+    settings: Settings
+    plan: Plan
+    run: Run
+
+
+def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, headless: bool) -> Launch | None:
+    """Decide, and say so in one line. None when we have nothing to say about this backend.
+
+    Args:
+        engine_args: the instance, its five fields plain.
+        set_by_user: which of them the user set.
+        launch: vLLM's usage context, as text.
+        headless: whether this node only serves engines to another.
+    """
+    settings = read_settings()
+    for warning in settings.warnings:
+        logger.warning("vllm-autofit: %s.", warning)
+    request = read_request(
+        engine_args,
+        set_by_user,
+        os.environ,
+        visible_devices=platform.visible_devices(),
+        headless=headless,
+    )
+    try:
+        devices = platform.read_devices(engine_args)
+    except DeviceError as error:
+        logger.warning("vllm-autofit: %s; nothing is filled in.", error)
+        return None
+    model = identify(request.model, getattr(engine_args, "revision", None))
+    version = vllm_version()
+    key = start_key(model, request, devices, version, launch)
+    plan = make_plan(
+        request,
+        devices,
+        _lessons(settings, key),
+        settings.rules,
+        separate_processes=os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "0",
+        context_automatic=_context_automatic(),
+    )
+    identity = _identity(model, request, devices, version, launch)
+    run = new_run(
+        key,
+        settings.cache_dir,
+        {"identity": identity, "settings": _knobs(request, plan, settings), "plan": _account(plan, settings)},
+    )
+    for warning in plan.warnings:
+        logger.warning("vllm-autofit: %s.", warning)
+    logger.info("vllm-autofit: %s", plan_line(plan, run["run_id"], observing=settings.mode == "observe"))
+    return Launch(settings, plan, run)
+
+
+def _lessons(settings: Settings, key: str) -> Lessons:
+    store = Store(settings.cache_dir)
+    try:
+        lessons = lessons_from(store.records(key))
+    except AutofitError as error:
+        logger.warning("vllm-autofit: planning without past starts: %s.", error)
+        return Lessons()
+    if store.skipped:
+        logger.warning(
+            "vllm-autofit: %d damaged record(s) ignored: %s.",
+            len(store.skipped),
+            "; ".join(store.skipped[:3]),
+        )
+    return lessons
+
+
+def vllm_version() -> str:
+    """The installed vLLM, as it names itself."""
+    return str(getattr(sys.modules.get("vllm.version"), "__version__", "unknown"))
+
+
+def _context_automatic() -> bool:
+    """Whether vLLM can fit the context and tells its API server what came of it (vLLM >= 0.20)."""
+    try:
+        engine: Any = importlib.import_module("vllm.v1.engine")
+        return "max_model_len" in engine.EngineCoreReadyResponse.__annotations__
+    except (ImportError, AttributeError):
+        return False
+
+
+def _identity(
+    model: ModelIdentity, request: Request, devices: list[DeviceFacts], version: str, launch: str
+) -> dict[str, Any]:
+    return {
+        "vllm": version,
+        "model": model.name,
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "launch": launch,
+        "ranks": request.local_ranks,
+        "devices": [asdict(device) for device in devices],
+    }
+
+
+def _knobs(request: Request, plan: Plan, settings: Settings) -> dict[str, Any]:
+    """Every memory knob with its value and who chose it; when only observing, what vLLM goes on with."""
+    observing = settings.mode == "observe"
+    fields = {
+        d.field: (
+            {"value": request.values[d.field], "chosen_by": "vllm"}
+            if observing and d.field in plan.filled
+            else {"value": d.value, "chosen_by": d.source}
+        )
+        for d in plan.decisions
+    }
+    rest = {
+        name: {"value": value, "chosen_by": "user" if name in request.knobs_changed else "vllm"}
+        for name, value in request.knobs.items()
+    }
+    return {**fields, **rest}
+
+
+def _account(plan: Plan, settings: Settings) -> dict[str, Any]:
+    return {
+        "mode": settings.mode,
+        "policy": settings.policy,
+        "min_context_tokens": settings.min_context_tokens,
+        "record": plan.record_id,
+        "budget": None if plan.budget is None else asdict(plan.budget),
+        "decisions": [asdict(decision) for decision in plan.decisions],
+        "warnings": list(plan.warnings),
+    }

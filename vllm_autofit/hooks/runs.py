@@ -1,0 +1,96 @@
+"""A start's identity, on its way from the front end to engine cores and workers.
+
+It travels as a plain dictionary in an attribute of the ``VllmConfig``: pickled with it to every process, part of no
+hash, readable where we are not installed. Nothing is written to disk before an engine starts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from vllm_autofit import __version__
+from vllm_autofit.experience.record import SCHEMA, Record, new_run_id, now
+from vllm_autofit.experience.store import Store
+
+ATTRIBUTE = "_vllm_autofit"
+
+Run: TypeAlias = dict[str, Any]
+
+
+def attach(config: Any, run: Run) -> None:
+    """Put a start's identity on its ``VllmConfig``."""
+    setattr(config, ATTRIBUTE, run)
+
+
+def run_of(config: Any) -> Run | None:
+    """The start that a ``VllmConfig`` belongs to, if we had a hand in it."""
+    run = getattr(config, ATTRIBUTE, None)
+    return run if isinstance(run, dict) and "run_id" in run else None
+
+
+def new_run(key: str, cache_dir: Path, contents: Record) -> Run:
+    """A start about to happen; ``contents`` are the sections ``identity``, ``settings`` and ``plan`` of its record."""
+    run_id = new_run_id()
+    return {
+        "run_id": run_id,
+        "key": key,
+        "cache_dir": str(cache_dir),
+        "clock": time.time(),
+        "record": {
+            "schema": SCHEMA,
+            "run_id": run_id,
+            "key": key,
+            "vllm_autofit": __version__,
+            "started_at": now(),
+            **contents,
+            "engines": [],
+            "outcome": {"state": "starting", "at": now(), "pid": os.getpid()},
+        },
+    }
+
+
+def seconds_since_start(run: Run) -> float:
+    """Wall-clock seconds since the plan was made."""
+    return round(time.time() - float(run["clock"]), 2)
+
+
+def record_start(run: Run) -> None:
+    """Write the record of a start whose engine is coming up. A second engine of it (data parallel) adds nothing."""
+    _store(run).update(run["key"], run["run_id"], lambda record: record or _fresh(run))
+
+
+def record_success(run: Run, engine: dict[str, Any]) -> None:
+    """Add what one engine measured."""
+
+    def change(record: Record | None) -> Record:
+        record = record or _fresh(run)
+        others = [each for each in record["engines"] if each.get("dp_rank") != engine.get("dp_rank")]
+        record["engines"] = sorted([*others, engine], key=lambda each: each.get("dp_rank") or 0)
+        if record["outcome"]["state"] != "failed":
+            record["outcome"] = {"state": "serving", "at": now()}
+        return record
+
+    _store(run).update(run["key"], run["run_id"], change)
+
+
+def record_failure(run: Run, failure: dict[str, Any]) -> None:
+    """Note why a start failed. The first cause noted stays: those after it only report it."""
+
+    def change(record: Record | None) -> Record:
+        record = record or _fresh(run)
+        first = record["outcome"].get("failure")
+        record["outcome"] = {"state": "failed", "at": now(), "failure": first or failure}
+        return record
+
+    _store(run).update(run["key"], run["run_id"], change)
+
+
+def _store(run: Run) -> Store:
+    return Store(Path(run["cache_dir"]))
+
+
+def _fresh(run: Run) -> Record:
+    return dict(run["record"])

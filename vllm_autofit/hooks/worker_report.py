@@ -1,0 +1,131 @@
+"""Asks every worker of an engine for its memory figures, wherever it runs.
+
+``measure`` goes to the workers by value, so a node without vllm-autofit can run it. It must never raise: with several
+workers, vLLM's replies would fall out of step. And it gets no timeout, for the same reason.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+RANK_FIGURES = (
+    "weights_bytes",
+    "activation_peak_bytes",
+    "non_torch_bytes",
+    "cuda_graph_bytes",
+    "requested_bytes",
+    "kv_cache_bytes",
+)
+
+
+def collect(executor: Any) -> list[dict[str, Any]]:
+    """One dictionary per worker, in rank order: ``measure``'s figures, or ``{"error": ...}``."""
+    import cloudpickle
+
+    here = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(here)
+    try:
+        return [_sane(reply) for reply in executor.collective_rpc(measure)]
+    finally:
+        cloudpickle.unregister_pickle_by_value(here)
+
+
+def _sane(reply: Any) -> dict[str, Any]:
+    """Negative figures (sleep mode and moving neighbours can print them) say nothing: they become None."""
+    if not isinstance(reply, dict):
+        return {"error": f"a worker answered {type(reply).__name__}"}
+    for name in RANK_FIGURES:
+        value = reply.get(name)
+        if isinstance(value, int) and value < 0:
+            reply[name] = None
+    return reply
+
+
+def measure(wrapper: Any) -> dict[str, Any]:
+    """Run in a worker: what its device holds, in bytes. None means that this backend or version doesn't say.
+
+    Sources, in vLLM's own terms: ``model_memory_usage`` or the sum of parameters and buffers (weights),
+    ``peak_activation_memory`` less the graph estimate that 0.28 and later count into it, ``total_consumed`` less
+    weights (0.28 on) or ``non_torch_memory`` (before), the return of ``capture_model``, ``requested_memory``,
+    and the KV tensors' own storage. The CPU backend doesn't measure activations: its ``non_torch_bytes`` is the worker's
+    resident memory at KV sizing less weights, activations included.
+    """
+    try:
+        import os
+
+        worker = getattr(wrapper, "worker", wrapper)
+        runner = getattr(worker, "model_runner", None)
+
+        def figure(owner: Any, *names: str) -> Any:
+            for name in names:
+                value = getattr(owner, name, None)
+                if value is not None:
+                    return int(value)
+            return None
+
+        def storage_bytes(tensors: Any) -> int:
+            storages = {}
+            stack = list(tensors)
+            while stack:
+                item = stack.pop()
+                if isinstance(item, (list, tuple)):
+                    stack.extend(item)
+                elif hasattr(item, "untyped_storage"):
+                    storage = item.untyped_storage()
+                    storages[storage.data_ptr()] = int(storage.nbytes())
+            return sum(storages.values())
+
+        model = getattr(runner, "model", None)
+        weights = figure(runner, "model_memory_usage")
+        if not weights and model is not None:
+            weights = storage_bytes([*model.parameters(), *model.buffers()])
+        requested = figure(worker, "requested_memory", "requested_cpu_memory")
+        activation = figure(worker, "peak_activation_memory")
+        consumed = figure(worker, "total_consumed")
+        estimate = figure(worker, "cudagraph_memory_estimate") or 0
+        if activation is not None and consumed is not None:
+            if os.environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") not in ("0", "false"):
+                activation -= estimate
+            non_torch = consumed - (weights or 0)
+        else:
+            non_torch = figure(worker, "non_torch_memory")
+        caches = storage_bytes(getattr(runner, "kv_caches", None) or [])
+        on_cpu = getattr(getattr(worker, "device", None), "type", None) == "cpu"
+        if on_cpu and requested is not None and caches and weights is not None:
+            non_torch = requested - caches - weights
+        before = getattr(wrapper, "_vllm_autofit_before", None)
+        snapshot = getattr(worker, "init_snapshot", None)
+        if snapshot is not None:
+            before = {
+                "device_index": int(getattr(worker, "local_rank", 0)),
+                "free_bytes": int(snapshot.free_memory),
+                "total_bytes": int(snapshot.total_memory),
+            }
+        after = None
+        if on_cpu:
+            from vllm.utils import cpu_resource_utils
+
+            node = cpu_resource_utils.get_allowed_cpu_list()[0].numa_node
+            memory = cpu_resource_utils.get_memory_node_info(node)
+            after = {"free_bytes": int(memory.available_memory), "total_bytes": int(memory.total_memory)}
+        elif snapshot is not None:
+            import torch
+
+            free, total = torch.cuda.mem_get_info(worker.device)
+            after = {"free_bytes": int(free), "total_bytes": int(total)}
+        return {
+            "rank": int(getattr(worker, "rank", 0)),
+            "device_index": None if before is None else before["device_index"],
+            "weights_bytes": weights,
+            "activation_peak_bytes": activation,
+            "non_torch_bytes": non_torch,
+            "cuda_graph_bytes": getattr(runner, "_vllm_autofit_cuda_graph_bytes", None),
+            "cuda_graph_estimate_bytes": estimate or None,
+            "requested_bytes": requested,
+            "kv_cache_bytes": caches,
+            "before": before,
+            "after": after,
+        }
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}

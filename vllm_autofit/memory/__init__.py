@@ -1,0 +1,1 @@
+"""Arithmetic: bytes in, bytes out. No input or output, no vLLM, no torch."""

@@ -1,0 +1,1 @@
+"""Request, devices and lessons in, one ``Plan`` out. Pure."""

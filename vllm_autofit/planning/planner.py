@@ -1,0 +1,148 @@
+"""Decides a value, a source and a reason for each of the five fields.
+
+Today's planner fills two: how much of the device to ask for, and a context that vLLM fits to its own KV cache. The
+other three stay vLLM's until a concession needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm_autofit.memory.budget import asked_bytes, utilization
+from vllm_autofit.memory.overhead import GIB, headroom, startup_overhead
+from vllm_autofit.values import (
+    AUTO_CONTEXT,
+    FIELDS,
+    Budget,
+    Decision,
+    DeviceFacts,
+    FieldValue,
+    Lessons,
+    Plan,
+    Request,
+    Rules,
+    Source,
+)
+
+SMALLEST_ASK_BYTES = 256 * 2**20
+"""Below this no model starts; asking for it would only hide vLLM's own message about the memory that is missing."""
+
+
+def make_plan(
+    request: Request,
+    devices: Sequence[DeviceFacts],
+    lessons: Lessons,
+    rules: Rules,
+    *,
+    separate_processes: bool = True,
+    context_automatic: bool = True,
+) -> Plan:
+    """The plan for one start.
+
+    Args:
+        request: what the user asked for.
+        devices: the devices that the local ranks will use; empty when they can't be read, then vLLM decides.
+        lessons: what earlier starts under the same key taught.
+        rules: the user's settings.
+        separate_processes: whether engine core and workers are processes of their own.
+        context_automatic: whether this vLLM fits ``max_model_len`` by itself and tells its API server.
+    """
+    warnings: list[str] = []
+    budget = _tightest([_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices])
+    decisions = {
+        "gpu_memory_utilization": _utilization(request, budget, warnings),
+        "max_model_len": _context(request, rules, context_automatic),
+    }
+    for name in FIELDS:
+        decisions.setdefault(name, _left_alone(request, name))
+    used_record = budget is not None and budget.startup_overhead_source == "record"
+    return Plan(
+        decisions=tuple(decisions[name] for name in FIELDS),
+        budget=budget,
+        warnings=tuple(warnings),
+        record_id=lessons.record_id if used_record else None,
+    )
+
+
+def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_processes: bool, local_ranks: int) -> Budget:
+    overhead_source: Source = "estimate"
+    talking = local_ranks if device.kind == "cuda" else device.ranks
+    overhead = startup_overhead(device.kind, talking, separate_processes)
+    if lessons.startup_overhead_bytes is not None:
+        overhead, overhead_source = lessons.startup_overhead_bytes, "record"
+    headroom_source: Source = "estimate"
+    spare = headroom(device.kind, device.total_bytes, rules.policy)
+    if rules.headroom_bytes is not None:
+        spare, headroom_source = rules.headroom_bytes, "user"
+    return Budget(
+        device=device.name,
+        total_bytes=device.total_bytes,
+        free_bytes=device.free_bytes,
+        startup_overhead_bytes=overhead,
+        startup_overhead_source=overhead_source,
+        headroom_bytes=spare,
+        headroom_source=headroom_source,
+        asked_bytes=asked_bytes(device.free_bytes, overhead, spare, device.ranks),
+        ranks=device.ranks,
+    )
+
+
+def _tightest(budgets: Sequence[Budget]) -> Budget | None:
+    """vLLM has one utilisation for all devices, so the device that can give the smallest share decides."""
+    return min(budgets, key=lambda b: b.asked_bytes / b.total_bytes, default=None)
+
+
+def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -> Decision:
+    name = "gpu_memory_utilization"
+    suggested: FieldValue = None
+    source: Source = "vllm"
+    why = "the device's memory could not be read"
+    if budget is not None:
+        source = "record" if budget.startup_overhead_source == "record" else "estimate"
+        why = (
+            f"{budget.free_bytes / GIB:.2f} of {budget.total_bytes / GIB:.2f} GiB free on {budget.device}, "
+            f"less {budget.startup_overhead_bytes / GIB:.2f} for start-up ({budget.startup_overhead_source}) "
+            f"and {budget.headroom_bytes / GIB:.2f} headroom"
+        )
+        if budget.ranks > 1:
+            why += f", over {budget.ranks} ranks"
+        if budget.asked_bytes >= SMALLEST_ASK_BYTES:
+            suggested = utilization(budget.asked_bytes, budget.total_bytes)
+        else:
+            missing = SMALLEST_ASK_BYTES * budget.ranks + budget.startup_overhead_bytes + budget.headroom_bytes
+            warnings.append(
+                f"nothing fits: {why}. At least {(missing - budget.free_bytes) / GIB:.2f} GiB more must be "
+                "free: close what holds it, or lower VLLM_AUTOFIT_HEADROOM"
+            )
+            source = "vllm"
+    if name in request.set_by_user:
+        return Decision(name, request.values[name], "user", "set by you", suggested)
+    if request.kv_cache_fixed_by is not None:
+        why += f"; only the check at start uses it, {request.kv_cache_fixed_by} fixes the KV cache"
+    if suggested is None:
+        return Decision(name, request.values[name], "vllm", why)
+    return Decision(name, suggested, source, why, suggested)
+
+
+def _context(request: Request, rules: Rules, automatic: bool) -> Decision:
+    name = "max_model_len"
+    if name in request.set_by_user:
+        return Decision(name, request.values[name], "user", "set by you")
+    if not automatic:
+        return _left_alone(request, name, "this vLLM can't fit the context by itself")
+    if request.spans_nodes:
+        return _left_alone(request, name, "every node must agree on it, and each would fit its own")
+    return Decision(
+        name,
+        AUTO_CONTEXT,
+        "estimate",
+        "vLLM keeps the model's own context, or the longest that fits its KV cache "
+        f"(you are told if that is under {rules.min_context_tokens} tokens)",
+        AUTO_CONTEXT,
+    )
+
+
+def _left_alone(request: Request, name: str, why: str = "no need to change it") -> Decision:
+    if name in request.set_by_user:
+        return Decision(name, request.values[name], "user", "set by you")
+    return Decision(name, request.values[name], "vllm", why)

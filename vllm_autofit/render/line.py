@@ -1,0 +1,61 @@
+"""The one line per start: what was filled, from what evidence, and how to pin it."""
+
+from __future__ import annotations
+
+from vllm_autofit.values import AUTO_CONTEXT, FieldValue, Plan
+
+
+def plan_line(plan: Plan, run_id: str, *, observing: bool = False) -> str:
+    """One line of text about a plan.
+
+    Args:
+        plan: what was decided.
+        run_id: the start, for ``vllm-autofit history show``.
+        observing: whether nothing was changed.
+    """
+    parts = [_filled(plan, observing), *_users(plan)]
+    if plan.record_id is not None:
+        parts.append(f"from the record of start {plan.record_id}")
+    if plan.filled and not observing:
+        parts.append(f"pin it with {flags(plan.filled)}")
+    parts.append(f"details: vllm-autofit history show {run_id}")
+    return "; ".join(part for part in parts if part) + "."
+
+
+def flags(values: dict[str, FieldValue]) -> str:
+    """Field values as command-line flags of vLLM's."""
+    words = []
+    for name, value in values.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words.append(f"{option} {_shown(name, value)}")
+    return " ".join(words)
+
+
+def _filled(plan: Plan, observing: bool) -> str:
+    if not plan.filled:
+        return "nothing to fill in"
+    verb = "would set (VLLM_AUTOFIT=observe)" if observing else "set"
+    values = ", ".join(f"{name}={_shown(name, value)}" for name, value in plan.filled.items())
+    utilization = plan.decision("gpu_memory_utilization")
+    why = f" ({utilization.why})" if utilization.field in plan.filled else ""
+    return f"{verb} {values}{why}"
+
+
+def _users(plan: Plan) -> list[str]:
+    """What the user set, and what we would have chosen where we have an opinion."""
+    said = []
+    for decision in plan.decisions:
+        if decision.source != "user":
+            continue
+        text = f"{decision.field}={decision.value} is yours"
+        if decision.suggested is not None and decision.suggested != decision.value:
+            text += f", vllm-autofit would have chosen {_shown(decision.field, decision.suggested)}"
+        said.append(text)
+    return said
+
+
+def _shown(name: str, value: FieldValue) -> str:
+    return "auto" if name == "max_model_len" and value == AUTO_CONTEXT else str(value)

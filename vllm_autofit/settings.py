@@ -1,0 +1,141 @@
+"""The ``VLLM_AUTOFIT*`` environment variables -> ``Settings``, validated here and nowhere else.
+
+A bad value never stops vLLM: it becomes one warning (value, what was expected, what is used) and the default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from vllm_autofit.values import Rules
+
+VARIABLES = (
+    "VLLM_AUTOFIT",
+    "VLLM_AUTOFIT_POLICY",
+    "VLLM_AUTOFIT_MIN_CONTEXT",
+    "VLLM_AUTOFIT_HEADROOM",
+    "VLLM_AUTOFIT_CACHE_DIR",
+)
+POLICIES = ("balanced", "throughput", "context", "safe")
+OFF = ("0", "off", "false", "no")
+ON = ("", "1", "on", "true", "yes")
+DEFAULT_MIN_CONTEXT_TOKENS = 4096
+"""llama.cpp's ``--fit`` keeps 4096 tokens by default too (common/fit, 2026); most chats fit in it."""
+
+Mode = Literal["on", "observe", "off"]
+_T = TypeVar("_T")
+
+_UNITS = {"": 2**30, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user wants of us. ``headroom_bytes`` None means that the planner decides."""
+
+    mode: Mode
+    policy: str
+    min_context_tokens: int
+    headroom_bytes: int | None
+    cache_dir: Path
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """The part that planning needs."""
+        return Rules(self.policy, self.min_context_tokens, self.headroom_bytes)
+
+
+def switched_off(environ: Mapping[str, str]) -> bool:
+    """Whether ``VLLM_AUTOFIT`` turns us off. The only question asked before anything else is imported."""
+    return environ.get("VLLM_AUTOFIT", "").strip().lower() in OFF
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """All settings from ``environ`` (default: the process's). Never raises for a bad value; see ``warnings``."""
+    env = os.environ if environ is None else environ
+    warnings: list[str] = []
+
+    def read(name: str, parse: Callable[[str], _T], default: _T, expected: str) -> _T:
+        text = env.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except (ValueError, OSError, RuntimeError):
+            shown = "chosen by the planner" if default is None else default
+            warnings.append(f"{name}={text!r} is not {expected}; using the default ({shown})")
+            return default
+
+    no_headroom: int | None = None
+    return Settings(
+        mode=read("VLLM_AUTOFIT", _mode, "on", "1, 0 or observe"),
+        policy=read("VLLM_AUTOFIT_POLICY", _policy, "balanced", "one of " + ", ".join(POLICIES)),
+        min_context_tokens=read(
+            "VLLM_AUTOFIT_MIN_CONTEXT",
+            _tokens,
+            DEFAULT_MIN_CONTEXT_TOKENS,
+            "a positive number of tokens such as 8192 or 8K",
+        ),
+        headroom_bytes=read("VLLM_AUTOFIT_HEADROOM", _size, no_headroom, "a size such as 1.5GiB, 800MiB or 2 (GiB)"),
+        cache_dir=read("VLLM_AUTOFIT_CACHE_DIR", _folder, _default_cache_dir(), "a folder"),
+        warnings=tuple(warnings),
+    )
+
+
+def _mode(text: str) -> Mode:
+    word = text.lower()
+    if word in ON:
+        return "on"
+    if word in OFF:
+        return "off"
+    if word == "observe":
+        return "observe"
+    raise ValueError(text)
+
+
+def _policy(text: str) -> str:
+    if text.lower() not in POLICIES:
+        raise ValueError(text)
+    return text.lower()
+
+
+def _tokens(text: str) -> int:
+    """Tokens as vLLM's own command line writes them: ``8192``, ``8k`` (x 1000), ``8K`` (x 1024)."""
+    match = re.fullmatch(r"(\d+)([kKmM]?)", text)
+    if match is None:
+        raise ValueError(text)
+    tokens = int(match[1]) * {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}[match[2]]
+    if not 0 < tokens <= 2**40:
+        raise ValueError(text)
+    return tokens
+
+
+def _size(text: str) -> int:
+    """Bytes. Units are powers of 1024 whether written GiB, GB or G; a bare number is GiB, as on screen."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", text.lower())
+    if match is None:
+        raise ValueError(text)
+    unit = match[2] or ("b" if match[3] == "b" else "")
+    size = float(match[1]) * _UNITS[unit]
+    if size > 2**50:
+        raise ValueError(text)
+    return int(size)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError(text)
+    return path
+
+
+def _default_cache_dir() -> Path:
+    # Imported here: the switched-off path must not pay for it.
+    from platformdirs import user_cache_path
+
+    return user_cache_path("vllm-autofit", appauthor=False)

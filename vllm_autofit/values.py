@@ -1,0 +1,129 @@
+"""The plain data that flows along the line: request and devices in, plan out. No behaviour, no imports.
+
+Units are bytes and tokens. Everything is frozen: a room returns new data, it never edits what it was given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FIELDS = (
+    "gpu_memory_utilization",
+    "max_model_len",
+    "enforce_eager",
+    "kv_cache_dtype",
+    "max_num_seqs",
+)
+"""The five fields of vLLM's ``EngineArgs`` that we may fill. No other field is ever touched."""
+
+AUTO_CONTEXT = -1
+"""``max_model_len`` value with which vLLM >= 0.14 fits the context to its KV cache (CLI: ``auto``)."""
+
+Source = Literal["user", "record", "estimate", "vllm"]
+"""Who decided a value: the user, a measured start, our arithmetic, or vLLM's own default."""
+
+FieldValue = float | int | bool | str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, and which of the five fields they set themselves."""
+
+    model: str
+    values: dict[str, FieldValue]
+    """The five fields, as they stand."""
+    set_by_user: frozenset[str]
+    """Names of those that the user set, in whatever way. Ours to fill is the rest."""
+    local_ranks: int = 1
+    """Worker processes on this machine: tensor x pipeline x local data parallel."""
+    spans_nodes: bool = False
+    """More than this machine takes part, so a value that must agree everywhere can't be chosen here."""
+    kv_cache_fixed_by: str | None = None
+    """The setting that fixes the KV cache size, if any (``kv_cache_memory_bytes`` and its like)."""
+    knobs: dict[str, object] = field(default_factory=dict)
+    """Every other setting that memory depends on, by its vLLM name, as plain JSON values."""
+    knobs_changed: frozenset[str] = frozenset()
+    """Those of them that differ from vLLM's default."""
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """The memory of one device at one moment, before vLLM takes any."""
+
+    kind: Literal["cuda", "cpu"]
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+    ranks: int = 1
+    """Worker processes that will share the device."""
+    size_is_fixed: bool = True
+    """False where the total moves between starts (host memory of a virtual machine)."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What past starts under the same key taught."""
+
+    record_id: str | None = None
+    """The start that taught it."""
+    startup_overhead_bytes: int | None = None
+    """Measured: what a start took from the device outside of what vLLM then asked for."""
+    kv_cache_tokens: int | None = None
+    """Measured: tokens in the KV cache of that start."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The part of the user's settings that planning needs."""
+
+    policy: str = "balanced"
+    min_context_tokens: int = 4096
+    headroom_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The value of one field, who decided it, and why. ``suggested`` is ours where the user's word stands."""
+
+    field: str
+    value: FieldValue
+    source: Source
+    why: str
+    suggested: FieldValue = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where the memory of the tightest device goes. ``asked`` is per rank; the rest is per device."""
+
+    device: str
+    total_bytes: int
+    free_bytes: int
+    startup_overhead_bytes: int
+    startup_overhead_source: Source
+    headroom_bytes: int
+    headroom_source: Source
+    asked_bytes: int
+    ranks: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One decision per field, the budget they come from, and what the user should be told."""
+
+    decisions: tuple[Decision, ...]
+    budget: Budget | None
+    warnings: tuple[str, ...] = ()
+    record_id: str | None = None
+    """The record that the plan starts from, if any."""
+
+    def decision(self, name: str) -> Decision:
+        """The decision about one of ``FIELDS``."""
+        return next(d for d in self.decisions if d.field == name)
+
+    @property
+    def filled(self) -> dict[str, FieldValue]:
+        """The fields that we fill: neither the user's nor left to vLLM."""
+        return {d.field: d.value for d in self.decisions if d.source in ("record", "estimate")}
