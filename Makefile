@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test test-full bench environment clean
 
 demo: environment
-	@$(RUN) demo/demo.py
+	@$(RUN) -m dev.demo
 
 test: environment
 	@$(VENV)/bin/ruff check .
@@ -22,7 +22,7 @@ test-full: test
 	@$(RUN) -m pytest -m full
 
 bench: environment
-	@$(RUN) benchmarks/startup.py
+	@$(RUN) -m benchmarks.overhead
 
 environment:
 	@$(PYTHON) dev/environment.py $(VENV)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 TORCH = "torch==2.13.0+cpu"
@@ -43,32 +44,47 @@ def main() -> int:
         )
         return 2
     folder = Path(sys.argv[1]).absolute()
-    stamp = folder / "complete"
-    wanted = _digest()
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return 0
-    print(f"Setting up {folder} (once; about 1 GB to download, then two minutes)", flush=True)
-    venv.create(folder, with_pip=True, clear=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
-    install = [*pip, "install", "--no-deps"]
     try:
-        if subprocess.run([*install, TORCH], capture_output=True, check=False).returncode != 0:
-            subprocess.run([*install, "--index-url", TORCH_CPU_INDEX, TORCH], check=True)
-        subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
-        with tempfile.TemporaryDirectory() as place:
-            subprocess.run([*install, "--no-index", str(_vllm_metadata(Path(place)))], check=True)
-        subprocess.run([*install, "--no-build-isolation", "-e", str(ROOT)], check=True)
+        _once(folder, "packages", _digest(REQUIREMENTS, Path(__file__)), _install_packages)
+        _once(folder, "project", _digest(ROOT / "pyproject.toml"), _install_project)
     except subprocess.CalledProcessError as error:
         print(f"Setting up {folder} failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
         return 1
-    stamp.write_text(wanted)
     return 0
 
 
-def _digest() -> str:
-    """What the environment is made from."""
-    parts = [REQUIREMENTS.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes()]
-    parts += [sys.version.encode(), str(ROOT).encode()]
+def _once(folder: Path, name: str, digest: str, make: Callable[[Path], None]) -> None:
+    """Do a step unless it was completed from the same sources."""
+    stamp = folder / f"{name}.stamp"
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    make(folder)
+    stamp.write_text(digest)
+
+
+def _install_packages(folder: Path) -> None:
+    print(f"Setting up {folder} (once; about 1 GB to download, then two minutes)", flush=True)
+    venv.create(folder, with_pip=True, clear=True)
+    install = _pip_install(folder)
+    if subprocess.run([*install, TORCH], capture_output=True, check=False).returncode != 0:
+        subprocess.run([*install, "--index-url", TORCH_CPU_INDEX, TORCH], check=True)
+    subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run([*install, "--no-index", str(_vllm_metadata(Path(place)))], check=True)
+
+
+def _install_project(folder: Path) -> None:
+    subprocess.run([*_pip_install(folder), "--no-build-isolation", "-e", str(ROOT)], check=True)
+
+
+def _pip_install(folder: Path) -> list[str]:
+    python = str(folder / "bin" / "python")
+    return [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
+
+
+def _digest(*files: Path) -> str:
+    """What a step is made from, the Python and the place included."""
+    parts = [*(file.read_bytes() for file in files), sys.version.encode(), str(ROOT).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from vllm_autofit.memory.overhead import GIB
+from vllm_autofit.render.line import shown
 
 Record = dict[str, Any]
 
@@ -39,7 +40,7 @@ def record_account(record: Record) -> str:
         ]
     lines += ["", "decisions"]
     lines += [
-        f"  {d['field']:<24} {d['value']!s:<10} {d['source']:<9} {d['why']}"
+        f"  {d['field']:<24} {shown(d['field'], d['value']):<10} {d['source']:<9} {d['why']}"
         for d in record["plan"].get("decisions", [])
     ]
     if record["plan"].get("record"):

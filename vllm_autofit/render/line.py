@@ -30,7 +30,7 @@ def flags(values: dict[str, FieldValue]) -> str:
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
         else:
-            words.append(f"{option} {_shown(name, value)}")
+            words.append(f"{option} {shown(name, value)}")
     return " ".join(words)
 
 
@@ -38,7 +38,7 @@ def _filled(plan: Plan, observing: bool) -> str:
     if not plan.filled:
         return "nothing to fill in"
     verb = "would set (VLLM_AUTOFIT=observe)" if observing else "set"
-    values = ", ".join(f"{name}={_shown(name, value)}" for name, value in plan.filled.items())
+    values = ", ".join(f"{name}={shown(name, value)}" for name, value in plan.filled.items())
     utilization = plan.decision("gpu_memory_utilization")
     why = f" ({utilization.why})" if utilization.field in plan.filled else ""
     return f"{verb} {values}{why}"
@@ -52,10 +52,11 @@ def _users(plan: Plan) -> list[str]:
             continue
         text = f"{decision.field}={decision.value} is yours"
         if decision.suggested is not None and decision.suggested != decision.value:
-            text += f", vllm-autofit would have chosen {_shown(decision.field, decision.suggested)}"
+            text += f", vllm-autofit would have chosen {shown(decision.field, decision.suggested)}"
         said.append(text)
     return said
 
 
-def _shown(name: str, value: FieldValue) -> str:
+def shown(name: str, value: FieldValue) -> str:
+    """A field's value as a user would type it."""
     return "auto" if name == "max_model_len" and value == AUTO_CONTEXT else str(value)

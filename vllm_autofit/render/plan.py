@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_autofit.memory.overhead import GIB
-from vllm_autofit.render.line import flags
+from vllm_autofit.render.line import flags, shown
 from vllm_autofit.values import DeviceFacts, Plan
 
 
@@ -28,7 +28,7 @@ def plan_table(plan: Plan, devices: Sequence[DeviceFacts], note: str) -> str:
         ]
     lines += ["", *(f"warning: {warning}" for warning in plan.warnings)]
     lines += [
-        f"  {d.field:<24} {'auto' if d.value == -1 else d.value!s:<10} {d.source:<9} {d.why}"
+        f"  {d.field:<24} {shown(d.field, d.value):<10} {d.source:<9} {d.why}"
         for d in plan.decisions
         if d.value is not None
     ]

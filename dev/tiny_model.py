@@ -1,0 +1,87 @@
+"""Makes small models with random weights from real ``transformers`` config classes, tokenizer included.
+
+    python -m dev.tiny_model FOLDER
+
+Nothing is fetched. The tokenizer has one token per byte, so any text can be sent.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+CONTEXT_TOKENS = 32768
+END = "<end>"
+
+
+def make_tiny_model(folder: Path, *, context_tokens: int = CONTEXT_TOKENS) -> Path:
+    """A Qwen3 of 2.5 million parameters in ``folder``; made once, then found there."""
+    if (folder / "complete").is_file():
+        return folder
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = _byte_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=context_tokens,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    return _save(folder, model, tokenizer)
+
+
+def make_tiny_embedder(folder: Path) -> Path:
+    """A BERT embedding model: no KV cache at all."""
+    if (folder / "complete").is_file():
+        return folder
+    import torch
+    from transformers import BertConfig, BertModel
+
+    tokenizer = _byte_tokenizer()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=512,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return _save(folder, BertModel(config), tokenizer)
+
+
+def _byte_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary[END] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "complete").touch()
+    return folder
+
+
+if __name__ == "__main__":
+    print(make_tiny_model(Path(sys.argv[1])))
