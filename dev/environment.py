@@ -94,7 +94,7 @@ def _vllm_metadata(place: Path) -> Path:
     info = f"vllm-{VLLM_VERSION}.dist-info"
     files = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: dev/environment.py\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: dev\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
     with zipfile.ZipFile(wheel, "w") as archive:

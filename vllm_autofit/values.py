@@ -124,6 +124,11 @@ class Plan:
         return next(d for d in self.decisions if d.field == name)
 
     @property
+    def fits(self) -> bool:
+        """Whether there is a utilisation to ask for: the device could be read and has room."""
+        return self.decision("gpu_memory_utilization").suggested is not None
+
+    @property
     def filled(self) -> dict[str, FieldValue]:
         """The fields that we fill: neither the user's nor left to vLLM."""
         return {d.field: d.value for d in self.decisions if d.source in ("record", "estimate")}

@@ -36,7 +36,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))
     else:
         print(plan_table(plan, devices, note))
-    return 3 if plan.warnings else 0
+    return 0 if plan.fits else 3
 
 
 def _devices() -> tuple[list[DeviceFacts], str]:

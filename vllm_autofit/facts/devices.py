@@ -6,7 +6,7 @@ A CUDA context in the process that forks or spawns engines would cost memory and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -14,37 +14,42 @@ import psutil
 from vllm_autofit.errors import DeviceError
 from vllm_autofit.values import DeviceFacts
 
+Place = int | str
+"""Where NVML finds a device: its number there, or the UUID of a MIG instance."""
+
 
 def nvidia_devices(
     environ: Mapping[str, str], ranks: int, device_ids: Sequence[int | str] | None = None
 ) -> list[DeviceFacts]:
     """The devices that ``ranks`` local workers will use, as CUDA will number them.
 
+    Where it can't be told which devices a number means to CUDA, and they differ, every device of the machine.
+
     Args:
         environ: for ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or their beginnings, MIG UUIDs) and
             ``CUDA_DEVICE_ORDER``.
         ranks: local workers; 0 means all visible devices.
-        device_ids: vLLM's own ``--device-ids``: positions among the visible devices, or UUIDs.
+        device_ids: vLLM's own ``--device-ids``: positions among the visible devices, or names of them.
 
     Raises:
         DeviceError: no driver, no such device, or memory that can't be read.
     """
     with _nvml() as nvml:
-        names = _visible(nvml, environ)
-        if device_ids:
-            names = [_pick(names, wanted) for wanted in device_ids]
-        used = names[:ranks] if 0 < ranks <= len(names) else names
+        visible = _visible(nvml, environ)
+        chosen = [_pick(nvml, visible, wanted) for wanted in device_ids] if device_ids else visible
+        used = chosen[:ranks] if 0 < ranks <= len(chosen) else chosen
         if not used:
+            setting = environ.get("CUDA_VISIBLE_DEVICES")
             raise DeviceError(
-                f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES')!r}",
+                "this machine" if setting is None else f"CUDA_VISIBLE_DEVICES={setting!r}",
                 "no NVIDIA device is visible",
-                "Name devices that nvidia-smi lists",
+                "Name devices that nvidia-smi -L lists, each once",
             )
-        devices = [_read(nvml, index, _handle(nvml, name)) for index, name in enumerate(used)]
-        if _order_is_unknown(environ, names) and len(used) < len(names):
-            # CUDA may number the devices by speed, NVML by slot: any visible one could be ours.
-            everyone = [_read(nvml, index, _handle(nvml, name)) for index, name in enumerate(names)]
-            if len({device.total_bytes for device in everyone}) > 1:
+        devices = [_read(nvml, index, place) for index, place in enumerate(used)]
+        if _order_is_unknown(environ) and len(used) < nvml.nvmlDeviceGetCount():
+            # CUDA may number the devices by speed, NVML by slot: a number could mean any of them.
+            everyone = _everyone(nvml)
+            if len({(device.name, device.total_bytes) for device in everyone}) > 1:
                 return everyone
         return devices
 
@@ -85,57 +90,93 @@ def _nvml() -> Iterator[Any]:
     except pynvml.NVMLError as error:
         raise DeviceError("an NVIDIA device", str(error), "Compare with what nvidia-smi -L lists") from error
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # what was read stands, and so does the error that is on its way
+            pynvml.nvmlShutdown()
 
 
-def _visible(nvml: Any, environ: Mapping[str, str]) -> list[str]:
-    """CUDA's devices by name: an index as text, a UUID, or the beginning of one."""
+def _visible(nvml: Any, environ: Mapping[str, str]) -> list[Place]:
     setting = environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None:
-        return [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-    names: list[str] = []
-    for name in (part.strip() for part in setting.split(",")):
-        if not name or name == "-1":
+        return list(range(nvml.nvmlDeviceGetCount()))
+    places: list[Place] = []
+    for name in setting.split(","):
+        place = _find(nvml, name.strip())
+        if place is None:
             break  # CUDA stops at the first entry that names no device
-        names.append(name)
-    return names
+        if place in places:
+            return []  # CUDA shows no device at all when one is named twice
+        places.append(place)
+    return places
 
 
-def _pick(names: Sequence[str], wanted: int | str) -> str:
-    """One of ``--device-ids``: a position among the visible devices, or a UUID as it is."""
-    text = str(wanted)
-    if not text.isdigit():
-        return text
-    if int(text) >= len(names):
-        raise DeviceError(f"--device-ids {text}", f"{len(names)} devices are visible", "Name a position among them")
-    return names[int(text)]
-
-
-def _handle(nvml: Any, name: str) -> Any:
-    if name.isdigit():
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(name))
-        return _first_instance(nvml, handle)
+def _find(nvml: Any, name: str) -> Place | None:
+    """The device of this number, UUID, or beginning of a UUID; None where there is none, or no single one."""
+    count = nvml.nvmlDeviceGetCount()
+    if name.isdecimal():
+        return int(name) if int(name) < count else None
     if name.startswith("MIG-"):
-        return nvml.nvmlDeviceGetHandleByUUID(name)
-    for index in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name):
-            return _first_instance(nvml, handle)
-    raise DeviceError(name, "no NVIDIA device has this UUID", "Compare with what nvidia-smi -L lists")
+        try:
+            nvml.nvmlDeviceGetHandleByUUID(name)
+        except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
+            return None
+        return name
+    if not name.startswith("GPU-"):
+        return None
+    found = [index for index in range(count) if _uuid(nvml, index).startswith(name)]
+    return found[0] if len(found) == 1 else None
 
 
-def _first_instance(nvml: Any, handle: Any) -> Any:
-    """A whole device, or the first MIG instance of a partitioned one: what CUDA uses when it is named by number."""
+def _uuid(nvml: Any, index: int) -> str:
+    """Empty for a device that NVML can't open: it must not hide another one that it can."""
     try:
-        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
-        if current == nvml.NVML_DEVICE_MIG_ENABLE:
-            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
+        return _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
     except nvml.NVMLError:
-        pass  # no MIG on this device, or no instance made yet
-    return handle
+        return ""
 
 
-def _read(nvml: Any, index: int, handle: Any) -> DeviceFacts:
+def _pick(nvml: Any, visible: Sequence[Place], wanted: int | str) -> Place:
+    """One of ``--device-ids``: to vLLM an integer is a position among the visible devices, text names a device."""
+    if isinstance(wanted, int):
+        if 0 <= wanted < len(visible):
+            return visible[wanted]
+        raise DeviceError(f"--device-ids {wanted}", f"{len(visible)} devices are visible", "Name a position among them")
+    place = _find(nvml, wanted)
+    if place is None or place not in visible:
+        raise DeviceError(
+            f"--device-ids {wanted}", "no visible device has this name", "Compare with what nvidia-smi -L lists"
+        )
+    return place
+
+
+def _handle(nvml: Any, place: Place) -> Any:
+    if isinstance(place, str):
+        return nvml.nvmlDeviceGetHandleByUUID(place)
+    device = nvml.nvmlDeviceGetHandleByIndex(place)
+    return _first_instance(nvml, device) if _is_partitioned(nvml, device) else device
+
+
+def _is_partitioned(nvml: Any, device: Any) -> bool:
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(device)
+    except nvml.NVMLError:
+        return False  # no MIG on this device, or a driver that doesn't know it
+    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _first_instance(nvml: Any, device: Any) -> Any:
+    """What CUDA uses of a partitioned device that is named by number or by its own UUID."""
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(device)):
+        with suppress(nvml.NVMLError):  # deleting an instance leaves a gap in the numbers
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, index)
+    raise DeviceError(
+        _text(nvml.nvmlDeviceGetName(device)),
+        "MIG is on, but there is no instance to use",
+        "Create one with nvidia-smi mig, or turn MIG off",
+    )
+
+
+def _read(nvml: Any, index: int, place: Place) -> DeviceFacts:
+    handle = _handle(nvml, place)
     name = _text(nvml.nvmlDeviceGetName(handle))
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -148,8 +189,25 @@ def _read(nvml: Any, index: int, handle: Any) -> DeviceFacts:
     return DeviceFacts(kind="cuda", index=index, name=name, total_bytes=total, free_bytes=free)
 
 
-def _order_is_unknown(environ: Mapping[str, str], names: Sequence[str]) -> bool:
-    return environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and any(name.isdigit() for name in names)
+def _everyone(nvml: Any) -> list[DeviceFacts]:
+    """Every device of the machine that NVML can read: what it can't, CUDA can't use either."""
+    devices: list[DeviceFacts] = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        with suppress(nvml.NVMLError, DeviceError):
+            devices.append(_read(nvml, index, index))
+    return devices
+
+
+def _order_is_unknown(environ: Mapping[str, str]) -> bool:
+    """Whether a number may mean one device to CUDA and another to NVML.
+
+    ``--device-ids`` has no say in it: vLLM turns the UUIDs given there into NVML's numbers and hands CUDA these, unless
+    ``CUDA_VISIBLE_DEVICES`` leads back to a UUID.
+    """
+    if environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return False
+    setting = environ.get("CUDA_VISIBLE_DEVICES")
+    return setting is None or any(name.strip().isdecimal() for name in setting.split(","))
 
 
 def _text(value: str | bytes) -> str:

@@ -14,6 +14,12 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    from vllm_autofit.hooks.guard import attempt
+
+    attempt("loading", _arm)
+
+
+def _arm() -> None:
     from vllm_autofit.hooks import (
         config_file,
         defaults,

@@ -6,6 +6,7 @@ included, so that the same object can be used for another start.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ def create_engine_config(
     wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """vLLM's ``VllmConfig``, built with the plan's values in the fields that nobody set."""
+    attempt("setting up logging", _configure_logging, instance)
     given = {name: getattr(instance, name) for name in FIELDS}
     chosen_by_user = set_by_user(instance)
     _assign(instance, {name: unmark(value) for name, value in given.items()})
@@ -40,6 +42,13 @@ def create_engine_config(
     if launch is not None:
         attempt("identifying this start", attach, config, launch.run)
     return config
+
+
+def _configure_logging(instance: Any) -> None:
+    """Do at once what vLLM (0.32) does first thing in the function we wrap, so that our line is not lost."""
+    configure = getattr(sys.modules.get("vllm.logger"), "configure_logging_if_needed", None)
+    if configure is not None and hasattr(instance, "create_logging_config"):
+        configure(instance.create_logging_config())
 
 
 def _decide(

@@ -67,6 +67,19 @@ def shield(wrapper: Wrapper, what: str) -> Wrapper:
     return shielded
 
 
+def watch_logger(name: str, what: str, watcher: Callable[[logging.LogRecord], None]) -> None:
+    """Show every message of a logger to ``watcher``, and let it pass whatever the watcher does.
+
+    A filter, not a handler: vLLM's configuration of logging removes handlers, and leaves filters alone.
+    """
+
+    def pass_on(message: logging.LogRecord) -> bool:
+        attempt(what, watcher, message)
+        return True
+
+    logging.getLogger(name).addFilter(pass_on)
+
+
 class _Call:
     """The wrapped function, remembering what came of it."""
 

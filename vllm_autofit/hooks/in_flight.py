@@ -9,6 +9,7 @@ that is the very object of vLLM's default: a number that somebody typed is anoth
 from __future__ import annotations
 
 import dis
+import inspect
 import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType
@@ -61,7 +62,7 @@ def _passed(caller: FrameType | None, cls: type) -> set[str] | None:
         # LLM passes all of its own arguments on: what counts is what was passed to LLM. The rest is in kwargs.
         names = passed_names(caller.f_back, _parameters(init))
         return None if names is None else names | set(caller.f_locals.get("kwargs", ()))
-    return passed_names(caller, _parameters(vars(cls).get("__init__", cls)))
+    return passed_names(caller, _parameters(inspect.getattr_static(cls, "__init__")))
 
 
 def passed_names(frame: FrameType | None, parameters: tuple[str, ...]) -> set[str] | None:

@@ -40,11 +40,7 @@ _done: set[tuple[str, str]] = set()
 
 def install(seam: Seam) -> None:
     """Wrap the function now if its module is loaded, else when it is."""
-    wrapt.register_post_import_hook(partial(_on_import, seam), seam.module)
-
-
-def _on_import(seam: Seam, module: ModuleType) -> None:
-    attempt(seam.purpose, _wrap, seam, module)
+    wrapt.register_post_import_hook(partial(attempt, seam.purpose, _wrap, seam), seam.module)
 
 
 def _wrap(seam: Seam, module: ModuleType) -> None:

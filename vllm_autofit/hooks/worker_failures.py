@@ -9,29 +9,19 @@ from __future__ import annotations
 import logging
 
 from vllm_autofit.hooks.failures import note_failure, run_behind
-from vllm_autofit.hooks.guard import attempt
+from vllm_autofit.hooks.guard import watch_logger
 
 LOGGER = "vllm.v1.executor.multiproc_executor"
 
 
 def install() -> None:
-    """Add the filter, once."""
-    target = logging.getLogger(LOGGER)
-    if not any(isinstance(each, WorkerFailures) for each in target.filters):
-        target.addFilter(WorkerFailures())
+    """Watch the logger."""
+    watch_logger(LOGGER, "recording why a worker failed", note_worker_failure)
 
 
-class WorkerFailures(logging.Filter):
-    """Lets every message pass, and records the exception that comes with it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            attempt("recording why a worker failed", _note, error)
-        return True
-
-
-def _note(error: BaseException) -> None:
-    run = run_behind(error)
-    if run is not None:
+def note_worker_failure(message: logging.LogRecord) -> None:
+    """Record the exception that comes with a message, if it ended one of our starts."""
+    error = message.exc_info[1] if message.exc_info else None
+    run = None if error is None else run_behind(error)
+    if error is not None and run is not None:
         note_failure(run, error)

@@ -48,8 +48,8 @@ def measure(wrapper: Any) -> dict[str, Any]:
     Sources, in vLLM's own terms: ``model_memory_usage`` or the sum of parameters and buffers (weights),
     ``peak_activation_memory`` less the graph estimate that 0.28 and later count into it, ``total_consumed`` less
     weights (0.28 on) or ``non_torch_memory`` (before), the return of ``capture_model``, ``requested_memory``,
-    and the KV tensors' own storage. The CPU backend doesn't measure activations: its ``non_torch_bytes`` is the worker's
-    resident memory at KV sizing less weights, activations included.
+    and the KV tensors' own storage. The CPU backend doesn't measure activations: its ``non_torch_bytes`` is the
+    worker's resident memory at KV sizing less weights, activations included.
     """
     try:
         import os

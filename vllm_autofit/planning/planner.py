@@ -47,7 +47,7 @@ def make_plan(
         separate_processes: whether engine core and workers are processes of their own.
         context_automatic: whether this vLLM fits ``max_model_len`` by itself and tells its API server.
     """
-    warnings: list[str] = []
+    warnings = _uncertain_devices(request, devices)
     budget = _tightest([_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices])
     decisions = {
         "gpu_memory_utilization": _utilization(request, budget, warnings),
@@ -90,6 +90,18 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
 def _tightest(budgets: Sequence[Budget]) -> Budget | None:
     """vLLM has one utilisation for all devices, so the device that can give the smallest share decides."""
     return min(budgets, key=lambda b: b.asked_bytes / b.total_bytes, default=None)
+
+
+def _uncertain_devices(request: Request, devices: Sequence[DeviceFacts]) -> list[str]:
+    """More devices than ranks are read only where it isn't known which of different ones vLLM will use."""
+    kinds = {(device.name, device.total_bytes) for device in devices}
+    if len(devices) <= request.local_ranks or len(kinds) < 2 or devices[0].kind != "cuda":
+        return []
+    names = ", ".join(sorted({device.name for device in devices}))
+    return [
+        f"vLLM may use any of these devices, so the tightest decides: {names}. "
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID makes their numbers certain, and the plan fit the right one"
+    ]
 
 
 def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -> Decision:

@@ -1,0 +1,97 @@
+"""Small, valid things to start a test from. Each takes only what the test is about; the rest is ordinary."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+from vllm_autofit.experience.record import SCHEMA, Record
+from vllm_autofit.values import FIELDS, DeviceFacts, FieldValue, Request
+
+# A busy machine is slow now and then; that says nothing about the code.
+settings.register_profile("vllm-autofit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vllm-autofit")
+
+GIB = 2**30
+MIB = 2**20
+VLLM_DEFAULTS: dict[str, FieldValue] = {
+    "gpu_memory_utilization": 0.92,
+    "max_model_len": None,
+    "enforce_eager": False,
+    "kv_cache_dtype": "auto",
+    "max_num_seqs": None,
+}
+assert tuple(VLLM_DEFAULTS) == FIELDS
+
+
+def request(set_by_user: dict[str, FieldValue] | None = None, **more: Any) -> Request:
+    """A request for ``some/model`` in which the user set the fields of ``set_by_user`` and no other."""
+    chosen = set_by_user or {}
+    return Request("some/model", {**VLLM_DEFAULTS, **chosen}, frozenset(chosen), **more)
+
+
+def cuda(total_gib: float = 80, free_gib: float | None = None, **more: Any) -> DeviceFacts:
+    """An NVIDIA device; idle unless ``free_gib`` says otherwise."""
+    return _device("cuda", "NVIDIA H100 80GB HBM3", total_gib, free_gib, more)
+
+
+def host(total_gib: float = 32, free_gib: float | None = None, **more: Any) -> DeviceFacts:
+    """The memory of a host."""
+    return _device("cpu", "host memory", total_gib, free_gib, {"size_is_fixed": False, **more})
+
+
+def record(run_id: str = "20261121T120000Z-1-aaaa", state: str = "serving", **sections: Any) -> Record:
+    """A record that ``check`` accepts. ``sections`` replace whole sections."""
+    document: Record = {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "key": "0123456789abcdef",
+        "started_at": "2026-11-21T12:00:00+00:00",
+        "identity": {"model": "some/model", "devices": []},
+        "settings": {},
+        "plan": {},
+        "engines": [],
+        "outcome": {"state": state},
+    }
+    return {**document, **sections}
+
+
+def measured(run_id: str, overhead_bytes: int, tokens: int | None = None) -> Record:
+    """The record of a start that came up on one device and took ``overhead_bytes`` of it before vLLM's check."""
+    return record(
+        run_id,
+        identity={"devices": [{"index": 0, "free_bytes": 70 * GIB}]},
+        engines=[
+            {
+                "kv_cache": None if tokens is None else {"tokens": tokens},
+                "ranks": [{"device_index": 0, "before": {"free_bytes": 70 * GIB - overhead_bytes}}],
+            }
+        ],
+    )
+
+
+def start_python(script: str, *arguments: object, **environ: str) -> subprocess.Popen[str]:
+    """A real process that runs ``script`` and imports what this one imports; its output can be read."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _device(kind: Any, name: str, total_gib: float, free_gib: float | None, more: dict[str, Any]) -> DeviceFacts:
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "index": 0,
+        "name": name,
+        "total_bytes": int(total_gib * GIB),
+        "free_bytes": int((total_gib if free_gib is None else free_gib) * GIB),
+    }
+    return DeviceFacts(**{**facts, **more})

@@ -1,0 +1,251 @@
+"""``EngineArgs`` -> ``Request``, with a stand-in that has the same fields: nothing here needs vLLM."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import GIB, start_python
+from vllm_autofit.facts.request import ENVIRONMENT_KNOBS, KNOBS, local_ranks, plain, read_request
+from vllm_autofit.values import FIELDS
+
+
+@dataclass
+class CompilationConfig:
+    """A setting that is a dataclass itself."""
+
+    level: int | None = None
+    cudagraph_capture_sizes: list[int] | None = None
+    traces: list[str] = field(default_factory=list, init=False)
+
+
+@dataclass
+class EngineArgs:
+    """Some of vLLM's fields, with vLLM's defaults."""
+
+    model: str = "some/model"
+    gpu_memory_utilization: float = 0.92
+    max_model_len: int | None = None
+    enforce_eager: bool = False
+    kv_cache_dtype: str = "auto"
+    max_num_seqs: int | None = None
+    dtype: str = "auto"
+    block_size: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    data_parallel_size_local: int | None = None
+    nnodes: int = 1
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    limit_mm_per_prompt: dict[str, int] = field(default_factory=dict)
+    compilation_config: CompilationConfig = field(default_factory=CompilationConfig)
+    disable_log_stats: bool = False
+
+
+@dataclass
+class OldEngineArgs:
+    """What a vLLM without most knobs has."""
+
+    model: str = "some/model"
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    enforce_eager: bool = False
+    kv_cache_dtype: str = "auto"
+    max_num_seqs: int | None = None
+
+
+def test_the_five_fields_are_read_as_they_stand() -> None:
+    asked = read_request(EngineArgs(max_model_len=4096), ["max_model_len"], {})
+    assert asked.model == "some/model"
+    assert tuple(asked.values) == FIELDS
+    assert asked.values["max_model_len"] == 4096
+    assert asked.values["gpu_memory_utilization"] == 0.92
+    assert asked.set_by_user == {"max_model_len"}
+
+
+def test_an_ordinary_launch_is_one_rank_on_one_node_with_nothing_changed() -> None:
+    asked = read_request(EngineArgs(), [], {})
+    assert (asked.local_ranks, asked.spans_nodes, asked.kv_cache_fixed_by) == (1, False, None)
+    assert asked.knobs_changed == frozenset()
+
+
+def test_knobs_are_the_settings_that_memory_depends_on() -> None:
+    asked = read_request(EngineArgs(), [], {})
+    assert asked.knobs["dtype"] == "auto"
+    assert asked.knobs["compilation_config"] == {}
+    assert "disable_log_stats" not in asked.knobs
+    assert not asked.knobs.keys() & set(FIELDS)
+    assert not set(KNOBS) & set(FIELDS)
+
+
+def test_knobs_that_differ_from_their_default_are_named() -> None:
+    changed = EngineArgs(
+        dtype="bfloat16", limit_mm_per_prompt={"image": 2}, compilation_config=CompilationConfig(level=3)
+    )
+    asked = read_request(changed, [], {})
+    assert asked.knobs_changed == {"dtype", "limit_mm_per_prompt", "compilation_config"}
+    assert asked.knobs["compilation_config"] == {"level": 3}
+
+
+def test_knobs_set_to_an_equal_default_are_not_changed() -> None:
+    asked = read_request(
+        EngineArgs(dtype="auto", limit_mm_per_prompt={}, compilation_config=CompilationConfig()), [], {}
+    )
+    assert asked.knobs_changed == frozenset()
+
+
+def test_knobs_that_this_vllm_lacks_are_skipped() -> None:
+    asked = read_request(OldEngineArgs(), [], {})
+    assert asked.knobs == {}
+    assert asked.local_ranks == 1
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT_KNOBS)
+def test_environment_variables_that_memory_depends_on_are_knobs_when_set(name: str) -> None:
+    assert name not in read_request(EngineArgs(), [], {name: ""}).knobs
+    asked = read_request(EngineArgs(), [], {name: "1", "HOME": "/home/someone"})
+    assert asked.knobs[name] == "1"
+    assert asked.knobs_changed == {name}
+
+
+def test_reading_leaves_the_engine_args_alone() -> None:
+    engine_args = EngineArgs(limit_mm_per_prompt={"image": 2})
+    before = replace(engine_args)
+    read_request(engine_args, FIELDS, {})
+    assert engine_args == before
+
+
+# How it is spread
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks"),
+    [
+        ({}, 1),
+        ({"tensor_parallel_size": 2}, 2),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 6),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 4}, 8),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 4, "data_parallel_size_local": 2}, 4),
+    ],
+    ids=str,
+)
+def test_ranks_on_this_machine_are_the_product_of_the_parallel_sizes(sizes: dict[str, int], ranks: int) -> None:
+    engine_args = EngineArgs(**sizes)  # type: ignore[arg-type]
+    assert local_ranks(engine_args) == ranks
+    assert read_request(engine_args, [], {}).local_ranks == ranks
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "facts", "spans"),
+    [
+        (EngineArgs(nnodes=2), {}, True),
+        (EngineArgs(), {"headless": True}, True),
+        (EngineArgs(tensor_parallel_size=16), {"visible_devices": 8}, True),
+        (EngineArgs(tensor_parallel_size=8), {"visible_devices": 8}, False),
+        (EngineArgs(tensor_parallel_size=16), {"visible_devices": None}, False),
+    ],
+    ids=["two nodes", "headless", "more ranks than devices", "as many ranks as devices", "unknown devices"],
+)
+def test_a_launch_over_several_machines_is_noticed(engine_args: EngineArgs, facts: dict[str, Any], spans: bool) -> None:
+    assert read_request(engine_args, [], {}, **facts).spans_nodes is spans
+
+
+# What fixes the KV cache
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "environ", "fixed_by"),
+    [
+        (EngineArgs(kv_cache_memory_bytes=GIB), {}, "kv_cache_memory_bytes"),
+        (EngineArgs(num_gpu_blocks_override=0), {}, "num_gpu_blocks_override"),
+        (EngineArgs(), {"VLLM_CPU_KVCACHE_SPACE": "4"}, "VLLM_CPU_KVCACHE_SPACE"),
+        (EngineArgs(), {"VLLM_CPU_KVCACHE_SPACE": ""}, None),
+        (EngineArgs(), {"VLLM_ENABLE_STARTUP_PLAN": "1"}, "VLLM_ENABLE_STARTUP_PLAN"),
+        (EngineArgs(), {"VLLM_ENABLE_STARTUP_PLAN": "0"}, None),
+    ],
+)
+def test_a_setting_that_fixes_the_kv_cache_is_named(
+    engine_args: EngineArgs, environ: dict[str, str], fixed_by: str | None
+) -> None:
+    assert read_request(engine_args, [], environ).kv_cache_fixed_by == fixed_by
+
+
+# Plain values
+
+
+class Backend(enum.Enum):
+    FLASH = object()
+
+
+class Opaque:
+    """Its repr holds an address."""
+
+
+def some_function() -> None:
+    """Passed as ``hf_overrides``, say."""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, True),
+        (3, 3),
+        (0.5, 0.5),
+        ("auto", "auto"),
+        ((1, [2, (3,)]), [1, [2, [3]]]),
+        ({"b": 1, "a": (2,)}, {"a": [2], "b": 1}),
+        ({1: "one"}, {"1": "one"}),
+        ({"c", "a", "b"}, ["a", "b", "c"]),
+        (Backend.FLASH, "FLASH"),
+        (CompilationConfig(level=3), {"level": 3}),
+        (CompilationConfig, "CompilationConfig"),
+        (some_function, "some_function"),
+        (Opaque(), "Opaque"),
+        (PurePosixPath("/x"), "PurePosixPath"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_plain_values_are_what_json_holds(value: object, expected: object) -> None:
+    assert plain(value) == expected
+    assert json.loads(json.dumps(plain(value))) == expected
+
+
+def test_keys_of_a_plain_mapping_are_in_order_whatever_the_order_they_came_in() -> None:
+    assert list(plain({"b": 1, "a": 2})) == ["a", "b"]
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(json_values)
+def test_json_is_plain_already(value: Any) -> None:
+    assert plain(value) == value
+
+
+@given(st.sets(st.text(max_size=5) | st.integers()))
+def test_sets_come_out_in_one_order(value: set[str | int]) -> None:
+    assert plain(value) == plain(frozenset(sorted(value, key=str, reverse=True)))
+
+
+def test_every_process_reads_the_same_request() -> None:
+    script = (
+        "from tests.facts.test_request import EngineArgs, Opaque, read_request\n"
+        "args = EngineArgs(limit_mm_per_prompt={'image': {'a', 'b', 'c'}, 'x': Opaque()})\n"
+        "print(read_request(args, [], {}).knobs)"
+    )
+    processes = [start_python(script, PYTHONHASHSEED=seed) for seed in ("1", "2")]
+    one, two = (process.communicate(timeout=60) for process in processes)
+    assert one == two
+    assert one[0] != ""

@@ -1,0 +1,191 @@
+"""Never take vLLM down: every function of ours raises in turn; vLLM starts with its own defaults, and one warning."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import vllm_autofit
+from tests.conftest import printed, run_forked
+
+pytestmark = pytest.mark.vllm
+
+NOT_IN_A_START = (
+    "vllm_autofit.cli",
+    "vllm_autofit.__main__",
+    "vllm_autofit.render.history",
+    "vllm_autofit.render.plan",
+)
+"""The command's own rooms: vLLM never runs them."""
+
+THE_NET = {
+    "vllm_autofit.hooks.guard": "it is what catches the others",
+    "vllm_autofit.plugin:register": "vLLM calls it directly; it catches all that it calls",
+    "vllm_autofit.hooks.worker_report:measure": "runs inside a worker and catches everything itself",
+}
+
+AFTER_THE_CONFIG = (
+    "vllm_autofit.hooks.engine_core",
+    "vllm_autofit.hooks.executor",
+    "vllm_autofit.hooks.failures",
+    "vllm_autofit.hooks.memory_now",
+    "vllm_autofit.hooks.runs",
+    "vllm_autofit.hooks.worker",
+    "vllm_autofit.experience.record",
+    "vllm_autofit.experience.store",
+    "vllm_autofit.failures",
+)
+"""Rooms that work while the engine comes up; the others have done their part when the config is made."""
+
+
+def _modules() -> Iterator[ModuleType]:
+    for info in pkgutil.walk_packages(vllm_autofit.__path__, "vllm_autofit."):
+        if not info.name.startswith(NOT_IN_A_START):
+            yield importlib.import_module(info.name)
+
+
+def _functions() -> Iterator[str]:
+    """``module:function`` and ``module:Class.function`` of everything that a start may call."""
+    for module in _modules():
+        if module.__name__ in THE_NET:
+            continue
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", None) != module.__name__:
+                continue
+            if inspect.isfunction(value):
+                yield f"{module.__name__}:{name}"
+            elif inspect.isclass(value) and not issubclass(value, Exception):
+                for attribute, member in vars(value).items():
+                    if _is_method(attribute, member):
+                        yield f"{module.__name__}:{name}.{attribute}"
+
+
+def _is_method(name: str, member: Any) -> bool:
+    """Methods and properties with code of ours; the dunder methods of values are part of the value."""
+    ours = inspect.isfunction(member) or isinstance(member, property | staticmethod | classmethod)
+    return ours and not (name.startswith("__") and name.endswith("__"))
+
+
+FUNCTIONS = sorted(set(_functions()) - set(THE_NET))
+
+
+def sabotage(target: str) -> list[str]:
+    """Make one function raise wherever it is referred to. Returns a list that fills when it is called."""
+    called: list[str] = []
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        called.append(target)
+        raise ZeroDivisionError(f"injected into {target}")
+
+    module_name, _, path = target.partition(":")
+    modules = list(_modules())
+    owner: Any = sys.modules[module_name]
+    *classes, name = path.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    original = vars(owner)[name]
+    if classes:
+        setattr(owner, name, property(broken) if isinstance(original, property) else broken)
+        return called
+    for module in modules:
+        for attribute, value in list(vars(module).items()):
+            if value is original:
+                setattr(module, attribute, broken)
+        seams = getattr(module, "SEAMS", ())
+        if seams:
+            module.SEAMS = tuple(  # type: ignore[attr-defined]
+                dataclasses.replace(seam, wrapper=broken) if seam.wrapper is original else seam for seam in seams
+            )
+    return called
+
+
+def _warnings() -> list[str]:
+    """All that we printed but the one line about the plan. Before vLLM sets its logging up, warnings are bare."""
+    return [line for line in printed().splitlines() if "vllm-autofit" in line and " INFO " not in line]
+
+
+@pytest.fixture(scope="module")
+def reached(vllm_loaded: None, tiny_model: Path) -> set[str]:
+    """The functions that a start of an LLM in one process runs."""
+
+    def child() -> set[str]:
+        seen: set[str] = set()
+        root = str(Path(vllm_autofit.__file__).parent)
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_CI_ENV="1", VLLM_CPU_KVCACHE_SPACE="1")
+
+        def tracer(frame: Any, event: str, argument: Any) -> None:
+            if event == "call" and frame.f_code.co_filename.startswith(root):
+                seen.add(f"{frame.f_globals['__name__']}:{frame.f_code.co_qualname}")
+
+        sys.setprofile(tracer)
+        from vllm import LLM
+
+        LLM(str(tiny_model), max_model_len=1024)
+        sys.setprofile(None)
+        return seen
+
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_AUTOFIT_CACHE_DIR", place)
+        return run_run_forked(child)
+
+
+def test_a_start_runs_most_of_our_functions(reached: set[str]) -> None:
+    assert len(FUNCTIONS) > 80
+    assert len(reached & set(FUNCTIONS)) > len(FUNCTIONS) / 2
+
+
+@pytest.mark.parametrize("target", [name for name in FUNCTIONS if not name.startswith(AFTER_THE_CONFIG)])
+def test_a_broken_function_leaves_the_config_to_vllm(
+    target: str, reached: set[str], tiny_model: Path, small_start: None
+) -> None:
+    _needs(target, reached)
+
+    def child() -> tuple[bool, list[str], Any]:
+        called = sabotage(target)
+        from vllm.engine.arg_utils import EngineArgs
+
+        config = EngineArgs(model=str(tiny_model)).create_engine_config()
+        cache, model = config.cache_config, config.model_config
+        return bool(called), _warnings(), (type(cache.gpu_memory_utilization), type(model.enforce_eager))
+
+    was_called, warnings, types = run_forked(child)
+
+    assert was_called
+    assert len(warnings) == 1, warnings
+    assert types == (float, bool)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("target", [name for name in FUNCTIONS if name.startswith(AFTER_THE_CONFIG)])
+def test_a_broken_function_leaves_the_start_to_vllm(
+    target: str, reached: set[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _needs(target, reached)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+    def child() -> tuple[bool, list[str], int]:
+        called = sabotage(target)
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(str(tiny_model), max_model_len=1024)
+        answer = llm.generate(["Hello"], SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
+        return bool(called), _warnings(), len(answer[0].outputs[0].token_ids)
+
+    was_called, warnings, tokens = run_forked(child)
+
+    assert was_called
+    assert len(warnings) == 1, warnings
+    assert tokens == 3
