@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,29 @@ def test_a_cache_folder_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert read_settings({"VLLM_AUTOFIT_CACHE_DIR": "here"}).cache_dir == tmp_path / "here"
     assert read_settings({"VLLM_AUTOFIT_CACHE_DIR": "~/there"}).cache_dir == tmp_path / "home" / "there"
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a container's user has whose number no file knows: no entry among the users, and no HOME."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="known: the default is worked out even where it isn't used")
+def test_a_user_without_a_home_can_name_a_cache_folder(no_home: None, tmp_path: Path) -> None:
+    settings = read_settings({"VLLM_AUTOFIT_CACHE_DIR": str(tmp_path)})
+    assert (settings.cache_dir, settings.warnings) == (tmp_path, ())
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="known: without a default folder no setting is read")
+def test_a_user_without_a_home_keeps_the_other_settings(no_home: None) -> None:
+    assert read_settings({"VLLM_AUTOFIT": "observe"}).mode == "observe"
 
 
 def test_the_environment_of_the_process_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
