@@ -47,8 +47,8 @@ class StoreError(AutofitError):
         self.path = path
         self.reason = reason
         super().__init__(
-            f"cannot use {path} ({reason}), so this start is not remembered. "
-            "Make the folder writable, or name another one in VLLM_AUTOFIT_CACHE_DIR"
+            f"cannot use {path} ({reason}). Make it a folder that this user can read and write, or name another one in "
+            "VLLM_AUTOFIT_CACHE_DIR"
         )
 
 

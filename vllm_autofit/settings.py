@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,24 +68,25 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             return parse(text)
         except (ValueError, OSError, RuntimeError):
-            shown = "chosen by the planner" if default is None else default
+            shown = default if default is not None else "chosen by the planner"
             warnings.append(f"{name}={text!r} is not {expected}; using the default ({shown})")
             return default
 
     no_headroom: int | None = None
-    return Settings(
-        mode=read("VLLM_AUTOFIT", _mode, "on", "1, 0 or observe"),
-        policy=read("VLLM_AUTOFIT_POLICY", _policy, "balanced", "one of " + ", ".join(POLICIES)),
-        min_context_tokens=read(
-            "VLLM_AUTOFIT_MIN_CONTEXT",
-            _tokens,
-            DEFAULT_MIN_CONTEXT_TOKENS,
-            "a positive number of tokens such as 8192 or 8K",
-        ),
-        headroom_bytes=read("VLLM_AUTOFIT_HEADROOM", _size, no_headroom, "a size such as 1.5GiB, 800MiB or 2 (GiB)"),
-        cache_dir=read("VLLM_AUTOFIT_CACHE_DIR", _folder, _default_cache_dir(), "a folder"),
-        warnings=tuple(warnings),
+    home, homeless = _default_cache_dir()
+    mode = read("VLLM_AUTOFIT", _mode, "on", "1, 0 or observe")
+    policy = read("VLLM_AUTOFIT_POLICY", _policy, "balanced", "one of " + ", ".join(POLICIES))
+    min_context = read(
+        "VLLM_AUTOFIT_MIN_CONTEXT",
+        _tokens,
+        DEFAULT_MIN_CONTEXT_TOKENS,
+        "a positive number of tokens such as 8192 or 8K",
     )
+    headroom = read("VLLM_AUTOFIT_HEADROOM", _size, no_headroom, "a size such as 1.5GiB, 800MiB or 2 (GiB)")
+    cache_dir = read("VLLM_AUTOFIT_CACHE_DIR", _folder, home, "a folder")
+    if cache_dir is home and homeless:
+        warnings.append(homeless)
+    return Settings(mode, policy, min_context, headroom, cache_dir, tuple(warnings))
 
 
 def _mode(text: str) -> Mode:
@@ -105,11 +107,14 @@ def _policy(text: str) -> str:
 
 
 def _tokens(text: str) -> int:
-    """Tokens as vLLM's own command line writes them: ``8192``, ``8k`` (x 1000), ``8K`` (x 1024)."""
-    match = re.fullmatch(r"(\d+)([kKmM]?)", text)
+    """Tokens as vLLM's own command line writes them: ``8192``, ``8k`` and ``25.6k`` (x 1000), ``8K`` (x 1024)."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)|(\d+(?:\.\d+)?)([kmgt])", text)
     if match is None:
         raise ValueError(text)
-    tokens = int(match[1]) * {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}[match[2]]
+    if match[1] is not None:
+        tokens = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+    else:
+        tokens = int(float(match[3]) * 1000 ** " kmgt".index(match[4]))
     if not 0 < tokens <= 2**40:
         raise ValueError(text)
     return tokens
@@ -118,7 +123,7 @@ def _tokens(text: str) -> int:
 def _size(text: str) -> int:
     """Bytes. Units are powers of 1024 whether written GiB, GB or G; a bare number is GiB, as on screen."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", text.lower())
-    if match is None:
+    if match is None or (match[3] == "ib" and not match[2]):
         raise ValueError(text)
     unit = match[2] or ("b" if match[3] == "b" else "")
     size = float(match[1]) * _UNITS[unit]
@@ -134,8 +139,13 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _default_cache_dir() -> Path:
+def _default_cache_dir() -> tuple[Path, str]:
+    """The user's cache folder, or one in the temporary folder and a warning that says so."""
     # Imported here: the switched-off path must not pay for it.
     from platformdirs import user_cache_path
 
-    return user_cache_path("vllm-autofit", appauthor=False)
+    try:
+        return user_cache_path("vllm-autofit", appauthor=False), ""
+    except RuntimeError:  # a user without a home, as in many containers
+        folder = Path(tempfile.gettempdir()) / f"vllm-autofit-{os.getuid()}"
+        return folder, f"no home folder, so starts are remembered in {folder}; VLLM_AUTOFIT_CACHE_DIR names another"

@@ -52,13 +52,13 @@ def test_a_section_that_is_missing_or_of_another_type_is_named(name: str, damage
         del document[name]
     else:
         document[name] = None if damage == "null" else 17
-    with pytest.raises(RecordError, match=f"'{name}' is missing or not a (str|dict|list)"):
+    with pytest.raises(RecordError, match=f"'{name}' is (missing|not a (str|dict|list))"):
         check(document, "x.json")
 
 
 @pytest.mark.parametrize("outcome", [{}, {"state": None}, {"state": "happy"}, {"state": ["serving"]}])
 def test_an_unknown_outcome_is_not_read(outcome: dict[str, Any]) -> None:
-    with pytest.raises(RecordError, match="its outcome is"):
+    with pytest.raises(RecordError, match=r"its outcome is|'state' is"):
         check(record(outcome=outcome), "x.json")
 
 
@@ -119,7 +119,6 @@ HALF_RIGHT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("sections", HALF_RIGHT.values(), ids=HALF_RIGHT.keys())
-@pytest.mark.xfail(strict=True, reason="known: check looks at the outer sections only, and readers trip over the rest")
 def test_what_passes_can_be_used_without_further_looks(sections: dict[str, Any]) -> None:
     document: Record = record(**sections)
     try:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +87,6 @@ def test_only_the_user_can_read_a_record(store: Store) -> None:
     assert mode(path.parent) == "0o700"
 
 
-@pytest.mark.xfail(strict=True, reason="known: mkdir(parents=True) gives its mode to the last folder only")
 def test_only_the_user_can_list_the_cache_folder(store: Store) -> None:
     before = os.umask(0o022)
     try:
@@ -135,14 +133,12 @@ def test_files_that_are_not_records_are_left_alone(store: Store) -> None:
     assert {each.name for each in folder.iterdir()} >= {"notes.txt", f"{RUN}x.tmp", "old.damaged"}
 
 
-@pytest.mark.xfail(strict=True, reason="known: a file beside the folders of keys makes all of them unreadable")
 def test_a_file_beside_the_folders_of_keys_is_left_alone(store: Store) -> None:
     put(store)
     (store.starts / ".DS_Store").write_text("")
     assert run_ids(store.everything()) == [RUN]
 
 
-@pytest.mark.xfail(strict=True, reason="known: the records read so far are lost, with an error about writing")
 def test_a_record_that_another_process_forgets_while_we_read_is_passed_over(store: Store) -> None:
     old, new = "20261121T120000Z-1-aaaa", "20261121T120001Z-1-aaaa"
     put(store, new)
@@ -167,7 +163,7 @@ FULL_DISK = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 try:
-    store.update(key, run_id, lambda before: record(run_id, engines=list(range(1000))))
+    store.update(key, run_id, lambda before: record(run_id, engines=[{"number": 1}] * 1000))
 except Exception as error:
     print(type(error).__name__)
 """
@@ -226,12 +222,6 @@ def test_a_damaged_record_is_set_aside_and_named_once_and_the_others_are_read(st
     assert store.skipped == []
 
 
-@pytest.mark.xfail(
-    sys.version_info >= (3, 12),
-    strict=True,
-    raises=RecursionError,
-    reason="known: from Python 3.12 on, JSON is read deeper than check can follow",
-)
 def test_a_section_deeper_than_python_recurses_is_damage(store: Store) -> None:
     path = put(store)
     path.write_text(json.dumps(record(plan={"x": "N"})).replace('"N"', '{"a":' * 1100 + "1" + "}" * 1100))
@@ -239,7 +229,6 @@ def test_a_section_deeper_than_python_recurses_is_damage(store: Store) -> None:
     assert len(store.skipped) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="known: the second one is renamed over the first")
 def test_a_record_that_is_damaged_twice_is_kept_twice(store: Store) -> None:
     for content in ("first damage", "second damage"):
         put(store).write_text(content)
@@ -260,9 +249,9 @@ def test_reading_everything_sets_damage_aside_too(store: Store) -> None:
 def test_a_damaged_record_is_never_written_over(store: Store) -> None:
     path = put(store)
     path.write_text("damage")
-    with pytest.raises(StoreError):
-        put(store)
-    assert path.read_text() == "damage"
+    put(store)
+    assert path.with_suffix(".damaged").read_text() == "damage"
+    assert list(store.records(KEY)) == [record(RUN)]
 
 
 # A folder that can't be used
@@ -316,7 +305,7 @@ name, count = sys.argv[4], int(sys.argv[5])
 def add(number):
     def change(before):
         before = before or record(run_id)
-        before["engines"].append([name, number])
+        before["engines"].append({"by": name, "number": number})
         return before
     store.update(key, run_id, change)
 
@@ -344,7 +333,7 @@ def test_processes_that_add_to_one_record_at_the_same_time_lose_nothing(store: S
         assert (process.returncode, errors) == (0, "")
 
     (only,) = store.records(KEY)
-    added = [tuple(engine) for engine in only["engines"]]
+    added = [(engine["by"], engine["number"]) for engine in only["engines"]]
     assert sorted(added) == sorted((f"writer {n}", m) for n in range(writers) for m in range(additions))
     for number in range(writers):
         assert [m for name, m in added if name == f"writer {number}"] == list(range(additions))
@@ -356,7 +345,7 @@ WRITE_FOREVER = (
 number = 0
 while True:
     number += 1
-    store.update(key, run_id, lambda _: record(run_id, engines=[number] * 20_000))
+    store.update(key, run_id, lambda _: record(run_id, engines=[{"number": number}] * 5_000))
 """
 )
 
@@ -375,7 +364,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_a_whole_record_and_no_lock
         assert (writer.returncode, errors) == (-signal.SIGKILL, "")
         (left,) = store.records(KEY)
         assert store.skipped == []
-        assert left["engines"] == [left["engines"][0]] * 20_000
+        assert left["engines"] == [left["engines"][0]] * 5_000
         put(store)
         assert list(store.records(KEY)) == [record(RUN)]
 
@@ -389,8 +378,8 @@ def test_a_reader_never_sees_half_a_record(store: Store) -> None:
         until = time.monotonic() + 1
         while time.monotonic() < until:
             (left,) = store.records(KEY)
-            assert left["engines"] == [left["engines"][0]] * 20_000
-            seen.add(left["engines"][0])
+            assert left["engines"] == [left["engines"][0]] * 5_000
+            seen.add(left["engines"][0]["number"])
     finally:
         writer.kill()
         writer.communicate(timeout=60)

@@ -54,7 +54,6 @@ def test_the_deepest_function_that_is_known_names_the_phase(functions: tuple[str
 
 # vLLM 0.32: Worker.compile_or_warm_up_model hands its own execute_model to warmup_kernels, and the V2 model runner's
 # _dummy_run, which profile_run calls, is itself a call of execute_model.
-@pytest.mark.xfail(strict=True, reason="known: execute_model within a start counts as runtime")
 @pytest.mark.parametrize(
     ("functions", "phase"),
     [

@@ -355,7 +355,6 @@ def test_the_record_is_named_exactly_when_its_measurement_was_used(
     assert plan.record_id == (past.record_id if used else None)
 
 
-@pytest.mark.xfail(strict=True, reason="known: the smallest ask is under one step of utilisation and is cut to 0.0")
 def test_a_very_large_host_is_never_asked_for_a_utilisation_of_zero() -> None:
     four_tib = host(4096, free_gib=2.3)
     plan = make_plan(request(), [four_tib], Lessons(startup_overhead_bytes=GIB), Rules(headroom_bytes=GIB))

@@ -22,7 +22,7 @@ def test_a_first_start() -> None:
         "set gpu_memory_utilization=0.8508, max_model_len=auto "
         "(70.00 of 80.00 GiB free on NVIDIA H100 80GB HBM3, less 0.63 for start-up (estimate) and 1.30 headroom); "
         "pin it with --gpu-memory-utilization 0.8508 --max-model-len auto; "
-        f"details: vllm-autofit history show {RUN}."
+        f"details: vllm-autofit history show {RUN}"
     )
 
 
@@ -71,7 +71,7 @@ def test_it_is_one_line_that_ends_with_where_the_details_are(observing: bool) ->
     plan = make_plan(request({"kv_cache_dtype": "fp8"}), [host()], Lessons(EARLIER, GIB), Rules("safe"))
     line = plan_line(plan, RUN, observing=observing)
     assert "\n" not in line
-    assert line.endswith(f"; details: vllm-autofit history show {RUN}.")
+    assert line.endswith(f"; details: vllm-autofit history show {RUN}")
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ def add_parser(commands: Any) -> None:
     listing = actions.add_parser("list", help="all of them, newest first")
     show = actions.add_parser("show", help="everything about one start")
     show.add_argument("run_id", nargs="?", help="as in the log line or the list; the newest when left out")
-    for each in (parser, listing, show):
-        each.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    for each in (listing, show):  # SUPPRESS: a default of its own would replace what was given before it
+        each.add_argument("--format", choices=("table", "json"), default=argparse.SUPPRESS)
     listing.set_defaults(run=_list)
     show.set_defaults(run=_show)
     parser.set_defaults(run=_list)

@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
     except AutofitError as error:
         print(f"vllm-autofit: {error}.", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -53,25 +53,71 @@ def check(document: object, path: str) -> Record:
         raise RecordError(path, "it holds no JSON object")
     if document.get("schema") != SCHEMA:
         raise RecordError(path, f"its schema is {document.get('schema')!r}, this version reads {SCHEMA}")
-    for name, kind in _SECTIONS.items():
-        if not isinstance(document.get(name), kind):
-            raise RecordError(path, f"{name!r} is missing or not a {kind.__name__}")
-    if document["outcome"].get("state") not in STATES:
-        raise RecordError(path, f"its outcome is {document['outcome'].get('state')!r}")
-    _check_figures(document, path)
+    try:
+        _check_figures(document, path)
+        _check_shape(document, _SHAPE, path, "it")
+    except RecursionError as error:
+        raise RecordError(path, "it is nested too deeply") from error
+    if document["outcome"]["state"] not in STATES:
+        raise RecordError(path, f"its outcome is {document['outcome']['state']!r}")
     return document
 
 
-_SECTIONS = {
+_COUNT = (int, type(None))
+_TEXT = (str, type(None))
+_MEMORY = {"free_bytes?": _COUNT, "total_bytes?": _COUNT, "device_index?": _COUNT}
+_SHAPE: dict[str, Any] = {
     "run_id": str,
     "key": str,
     "started_at": str,
-    "identity": dict,
-    "settings": dict,
-    "plan": dict,
-    "engines": list,
-    "outcome": dict,
+    "identity": {"devices?": [{"index": int, "free_bytes?": _COUNT}]},
+    "settings": {"*": {}},
+    "plan": {"record?": _TEXT, "decisions?": [{"field": str, "source": str, "why": str, "value": object}]},
+    "engines": [
+        {
+            "kv_cache?": {"tokens?": int, "blocks?": int, "block_size?": int, "pool_bytes?": int},
+            "ranks?": [{"device_index?": _COUNT, "before?": _MEMORY, "after?": _MEMORY}],
+        }
+    ],
+    "outcome": {"state": str, "failure?": {"phase?": _TEXT, "type?": _TEXT, "message?": _TEXT, "numbers?": _MEMORY}},
 }
+"""What readers rely on. A name with ``?`` may be missing, and an object or list under it null; ``*`` is any name;
+what isn't named may be there too."""
+
+
+def _check_shape(node: object, shape: Any, path: str, name: str) -> None:
+    if isinstance(shape, list):
+        _check_type(node, list, path, name)
+        for item in node:  # type: ignore[attr-defined]
+            _check_shape(item, shape[0], path, f"an entry of {name}")
+    elif isinstance(shape, dict):
+        _check_type(node, dict, path, name)
+        for key, part in shape.items():
+            _check_part(node, key, part, path)
+    else:
+        _check_type(node, shape, path, name)
+
+
+def _check_part(node: Any, key: str, shape: Any, path: str) -> None:
+    if key == "*":
+        for name, value in node.items():
+            _check_shape(value, shape, path, repr(name))
+        return
+    name = key.removesuffix("?")
+    if name not in node:
+        if name == key:
+            raise RecordError(path, f"{name!r} is missing")
+        return
+    if node[name] is None and name != key and isinstance(shape, dict):
+        return
+    _check_shape(node[name], shape, path, repr(name))
+
+
+def _check_type(node: object, kind: Any, path: str, name: str) -> None:
+    wrong_number = isinstance(node, bool) and kind in (int, _COUNT)
+    if wrong_number or not isinstance(node, kind):
+        wanted = "/".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise RecordError(path, f"{name} is not a {wanted}")
 
 
 def _check_figures(node: object, path: str, name: str = "") -> None:

@@ -7,6 +7,7 @@ put in place by an atomic replace: a reader never sees half a record, and a cras
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -50,11 +51,11 @@ class Store:
         """
         path = self.path(key, run_id)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder, self.starts, path.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(path.parent / ".lock", timeout=LOCK_SECONDS, mode=0o600):
-                before = _read(path) if path.exists() else None
-                _replace(path, change(before))
-        except (OSError, Timeout, RecordError) as error:
+                _replace(path, change(_read_or_set_aside(path)))
+        except (OSError, Timeout) as error:
             raise StoreError(str(path), str(error)) from error
         self._forget_old(path.parent)
         return path
@@ -75,7 +76,8 @@ class Store:
             StoreError: the folder exists but can't be read.
         """
         self.skipped = []
-        found = [record for key in self._list(self.starts) for record in self._read_folder(key)]
+        folders = [folder for folder in self._list(self.starts) if folder.is_dir()]
+        found = [record for folder in folders for record in self._read_folder(folder)]
         yield from sorted(found, key=lambda record: str(record["run_id"]), reverse=True)
 
     def _read_folder(self, folder: Path) -> Iterator[Record]:
@@ -86,8 +88,10 @@ class Store:
                 yield _read(path)
             except RecordError as error:
                 self.skipped.append(f"{error}; {_set_aside(path)}")
+            except FileNotFoundError:
+                continue  # another process just forgot it
             except OSError as error:
-                raise StoreError(str(path), str(error)) from error
+                self.skipped.append(f"{path} can't be read ({error})")
 
     @staticmethod
     def _list(folder: Path) -> list[Path]:
@@ -127,9 +131,21 @@ def _replace(path: Path, record: Record) -> None:
         raise
 
 
+def _read_or_set_aside(path: Path) -> Record | None:
+    """The record as it stands, or None if there is none that can be read."""
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return None
+    except RecordError:
+        _set_aside(path)
+        return None
+
+
 def _set_aside(path: Path) -> str:
     """Rename a damaged file, so that it is named once and never lost."""
-    aside = path.with_suffix(".damaged")
+    names = (path.with_suffix(f".{number}.damaged" if number else ".damaged") for number in itertools.count())
+    aside = next(name for name in names if not name.exists())
     try:
         path.rename(aside)
     except OSError:

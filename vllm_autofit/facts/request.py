@@ -94,17 +94,14 @@ def local_ranks(engine_args: Any) -> int:
     def size(name: str) -> int:
         return int(getattr(engine_args, name, None) or 1)
 
-    data_parallel = size("data_parallel_size_local") if _has_local_dp(engine_args) else size("data_parallel_size")
+    local = getattr(engine_args, "data_parallel_size_local", None)
+    data_parallel = size("data_parallel_size") if local is None else max(1, int(local))
     return (
         size("tensor_parallel_size")
         * size("pipeline_parallel_size")
         * size("prefill_context_parallel_size")
         * data_parallel
     )
-
-
-def _has_local_dp(engine_args: Any) -> bool:
-    return bool(getattr(engine_args, "data_parallel_size_local", None))
 
 
 def _kv_cache_fixed_by(engine_args: Any, environ: Mapping[str, str]) -> str | None:
@@ -120,10 +117,10 @@ def _kv_cache_fixed_by(engine_args: Any, environ: Mapping[str, str]) -> str | No
 
 def plain(value: Any) -> Any:
     """``value`` as JSON would hold it, the same in every process: no addresses, no set order, no objects."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     if isinstance(value, enum.Enum):
         return value.name
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, set | frozenset):

@@ -24,9 +24,9 @@ PHASES = {
     "initialize_from_config": "kv_alloc",
     "capture_model": "cudagraph_capture",
     "compile_or_warm_up_model": "sampler_warmup",
-    "execute_model": "runtime",
-    "sample_tokens": "runtime",
 }
+WHILE_SERVING = ("execute_model", "sample_tokens")
+"""Functions of serving. Profiling and warm-up call them too (V2 runner, 0.32), so they count only by themselves."""
 CONSTRUCTORS = {"cpu_worker.py": "startup_check"}
 """Files of workers that check the free memory in their constructor (CPU, vLLM 0.32)."""
 
@@ -36,16 +36,24 @@ KV_CACHE_CONFIG = {
 }
 """How the messages of the two failures of KV sizing begin, the same in vLLM 0.11 to 0.33."""
 
+CPU_KV_CACHE = "on kv cache allocation is less than requested memory for kv"
+"""The CPU worker sizes its KV cache where others profile (0.32)."""
+
 
 def phase_of(error: BaseException) -> str:
     """The phase, or ``other`` when the traceback names none."""
-    phase = "other"
+    phase, serving = "other", False
     for frame in frames(error):
         file, function = frame.f_code.co_filename.rpartition("/")[2], frame.f_code.co_name
         known = CONSTRUCTORS.get(file) if function == "__init__" else PHASES.get(function)
         phase = known or phase
+        serving = serving or function in WHILE_SERVING
+    if phase == "other" and serving:
+        return "runtime"
+    message = str(error)
+    if phase == "profile_run" and CPU_KV_CACHE in message:
+        return "no_kv_memory"
     if phase == "kv_cache_config":
-        message = str(error)
         phase = next((name for text, name in KV_CACHE_CONFIG.items() if text in message), "no_kv_memory")
     return phase
 

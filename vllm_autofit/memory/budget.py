@@ -21,6 +21,7 @@ def utilization(asked: int, total_bytes: int) -> float:
 
     vLLM takes ``ceil(total x utilisation)``; cutting downwards keeps that at or below ``asked``.
     """
-    steps = math.floor(min(1.0, asked / total_bytes) / UTILIZATION_STEP + 1e-9)
-    value = round(steps * UTILIZATION_STEP, 4)
-    return value if math.ceil(total_bytes * value) <= max(asked, 0) else round(value - UTILIZATION_STEP, 4)
+    steps = math.floor(min(1.0, max(0, asked) / total_bytes) / UTILIZATION_STEP + 1e-9)
+    while steps > 0 and math.ceil(total_bytes * round(steps * UTILIZATION_STEP, 4)) > asked:
+        steps -= 1
+    return round(steps * UTILIZATION_STEP, 4)

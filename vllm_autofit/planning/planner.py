@@ -119,14 +119,14 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
         if budget.ranks > 1:
             why += f", over {budget.ranks} ranks"
         if budget.asked_bytes >= SMALLEST_ASK_BYTES:
-            suggested = utilization(budget.asked_bytes, budget.total_bytes)
-        else:
+            # None where the device is so large that this is less than one step.
+            suggested = utilization(budget.asked_bytes, budget.total_bytes) or None
+        if suggested is None and name not in request.set_by_user:
             missing = SMALLEST_ASK_BYTES * budget.ranks + budget.startup_overhead_bytes + budget.headroom_bytes
             warnings.append(
-                f"nothing fits: {why}. At least {(missing - budget.free_bytes) / GIB:.2f} GiB more must be "
+                f"nothing fits: {why}. At least {max(0, missing - budget.free_bytes) / GIB:.2f} GiB more must be "
                 "free: close what holds it, or lower VLLM_AUTOFIT_HEADROOM"
             )
-            source = "vllm"
     if name in request.set_by_user:
         return Decision(name, request.values[name], "user", "set by you", suggested)
     if request.kv_cache_fixed_by is not None:

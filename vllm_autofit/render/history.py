@@ -71,7 +71,7 @@ def _row(record: Record) -> tuple[str, ...]:
 def _engine(engine: Record) -> list[str]:
     cache = engine.get("kv_cache") or {}
     lines = [f"engine {engine.get('dp_rank', 0)}"]
-    if cache:
+    if {"tokens", "blocks", "block_size", "pool_bytes"} <= cache.keys():
         lines.append(
             f"  KV cache   {cache['tokens']:,} tokens in {cache['blocks']:,} blocks of {cache['block_size']} "
             f"({_gib(cache['pool_bytes'])}), context {engine.get('max_model_len')}"

@@ -19,7 +19,7 @@ def plan_line(plan: Plan, run_id: str, *, observing: bool = False) -> str:
     if plan.filled and not observing:
         parts.append(f"pin it with {flags(plan.filled)}")
     parts.append(f"details: vllm-autofit history show {run_id}")
-    return "; ".join(part for part in parts if part) + "."
+    return "; ".join(part for part in parts if part)
 
 
 def flags(values: dict[str, FieldValue]) -> str:
@@ -50,7 +50,7 @@ def _users(plan: Plan) -> list[str]:
     for decision in plan.decisions:
         if decision.source != "user":
             continue
-        text = f"{decision.field}={decision.value} is yours"
+        text = f"{decision.field}={shown(decision.field, decision.value)} is yours"
         if decision.suggested is not None and decision.suggested != decision.value:
             text += f", vllm-autofit would have chosen {shown(decision.field, decision.suggested)}"
         said.append(text)
