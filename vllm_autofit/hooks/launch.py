@@ -62,10 +62,11 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
     model = identify(request.model, getattr(engine_args, "revision", None))
     version = vllm_version()
     key = start_key(model, request, devices, version, launch)
+    lessons = _lessons(settings, key)
     plan = make_plan(
         request,
         devices,
-        _lessons(settings, key),
+        lessons or Lessons(),
         settings.rules,
         separate_processes=os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "0",
         context_automatic=_context_automatic(),
@@ -75,6 +76,7 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
         key,
         settings.cache_dir,
         {"identity": identity, "settings": _knobs(request, plan, settings), "plan": _account(plan, settings)},
+        trouble_is_known=lessons is None,
     )
     for warning in plan.warnings:
         logger.warning("vllm-autofit: %s.", warning)
@@ -82,13 +84,14 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
     return Launch(settings, plan, run)
 
 
-def _lessons(settings: Settings, key: str) -> Lessons:
+def _lessons(settings: Settings, key: str) -> Lessons | None:
+    """What past starts taught, or None after a warning that the folder can't be read."""
     store = Store(settings.cache_dir)
     try:
         lessons = lessons_from(store.records(key))
     except AutofitError as error:
         logger.warning("vllm-autofit: planning without past starts: %s.", error)
-        return Lessons()
+        return None
     if store.skipped:
         logger.warning(
             "vllm-autofit: %d damaged record(s) ignored: %s.",

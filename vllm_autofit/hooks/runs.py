@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from vllm_autofit import __version__
+from vllm_autofit.errors import StoreError
 from vllm_autofit.experience.record import SCHEMA, Record, new_run_id, now
 from vllm_autofit.experience.store import Store
 
@@ -31,14 +33,22 @@ def run_of(config: Any) -> Run | None:
     return run if isinstance(run, dict) and "run_id" in run else None
 
 
-def new_run(key: str, cache_dir: Path, contents: Record) -> Run:
-    """A start about to happen; ``contents`` are the sections ``identity``, ``settings`` and ``plan`` of its record."""
+def new_run(key: str, cache_dir: Path, contents: Record, *, trouble_is_known: bool = False) -> Run:
+    """A start about to happen.
+
+    Args:
+        key: what its record is filed under.
+        cache_dir: where.
+        contents: the sections ``identity``, ``settings`` and ``plan`` of the record.
+        trouble_is_known: the user has been warned about the folder; its other processes keep quiet about it.
+    """
     run_id = new_run_id()
     return {
         "run_id": run_id,
         "key": key,
         "cache_dir": str(cache_dir),
         "clock": time.time(),
+        "trouble_is_known": trouble_is_known,
         "record": {
             "schema": SCHEMA,
             "run_id": run_id,
@@ -59,7 +69,7 @@ def seconds_since_start(run: Run) -> float:
 
 def record_start(run: Run) -> None:
     """Write the record of a start whose engine is coming up. A second engine of it (data parallel) adds nothing."""
-    _store(run).update(run["key"], run["run_id"], lambda record: record or _fresh(run))
+    _update(run, lambda record: record or _fresh(run))
 
 
 def record_success(run: Run, engine: dict[str, Any]) -> None:
@@ -73,7 +83,7 @@ def record_success(run: Run, engine: dict[str, Any]) -> None:
             record["outcome"] = {"state": "serving", "at": now()}
         return record
 
-    _store(run).update(run["key"], run["run_id"], change)
+    _update(run, change)
 
 
 def record_failure(run: Run, failure: dict[str, Any]) -> None:
@@ -85,11 +95,15 @@ def record_failure(run: Run, failure: dict[str, Any]) -> None:
         record["outcome"] = {"state": "failed", "at": now(), "failure": first or failure}
         return record
 
-    _store(run).update(run["key"], run["run_id"], change)
+    _update(run, change)
 
 
-def _store(run: Run) -> Store:
-    return Store(Path(run["cache_dir"]))
+def _update(run: Run, change: Callable[[Record | None], Record]) -> None:
+    try:
+        Store(Path(run["cache_dir"])).update(run["key"], run["run_id"], change)
+    except StoreError:
+        if not run["trouble_is_known"]:
+            raise
 
 
 def _fresh(run: Run) -> Record:
