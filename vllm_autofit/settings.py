@@ -74,7 +74,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
     no_headroom: int | None = None
     home, homeless = _default_cache_dir()
-    mode = read("VLLM_AUTOFIT", _mode, "on", "1, 0 or observe")
+    on: Mode = "on"
+    mode = read("VLLM_AUTOFIT", _mode, on, "1, 0 or observe")
     policy = read("VLLM_AUTOFIT_POLICY", _policy, "balanced", "one of " + ", ".join(POLICIES))
     min_context = read(
         "VLLM_AUTOFIT_MIN_CONTEXT",
@@ -112,7 +113,7 @@ def _tokens(text: str) -> int:
     if match is None:
         raise ValueError(text)
     if match[1] is not None:
-        tokens = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+        tokens: int = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
     else:
         tokens = int(float(match[3]) * 1000 ** " kmgt".index(match[4]))
     if not 0 < tokens <= 2**40:

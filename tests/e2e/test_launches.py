@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +53,7 @@ def script(text: str, model: Path, tmp_path: Path) -> list[str]:
 def server_command(kind: str, model: Path) -> list[str]:
     if kind == "serve":
         return vllm_command("serve", str(model))
-    return python(Path("-m"), "vllm.entrypoints.openai.api_server", "--model", str(model))
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
 
 
 def job_command(kind: str, model: Path, tmp_path: Path) -> list[str]:
@@ -60,14 +62,27 @@ def job_command(kind: str, model: Path, tmp_path: Path) -> list[str]:
     return script(OFFLINE if kind == "LLM" else ASYNC, model, tmp_path)
 
 
-PROCESSES = [
-    pytest.param("1", id="own processes"),
-    pytest.param("0", id="engine without a process of its own", marks=pytest.mark.full),
-]
+OWN, ONE = "1", "0"
+"""``VLLM_ENABLE_V1_MULTIPROCESSING``: engine and workers as processes of their own, or not."""
 
 
-@pytest.mark.parametrize("multiprocessing", PROCESSES)
-@pytest.mark.parametrize("kind", ["serve", "api_server"])
+def cases(*quick: tuple[str, str], kinds: tuple[str, ...]) -> list[Any]:
+    """All kinds of launch, with processes of their own and without; the full suite runs those that are not quick."""
+    return [
+        pytest.param(
+            kind,
+            processes,
+            id=f"{kind}, {'own processes' if processes == OWN else 'multiprocessing off'}",
+            marks=() if (kind, processes) in quick else pytest.mark.full,
+        )
+        for kind in kinds
+        for processes in (OWN, ONE)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "multiprocessing"), cases(("serve", OWN), ("api_server", OWN), kinds=("serve", "api_server"))
+)
 def test_a_server_starts_where_plain_vllm_fails_and_its_second_start_uses_the_record(
     kind: str, multiprocessing: str, tiny_model: Path, serve_environ: dict[str, str], tmp_path: Path
 ) -> None:
@@ -80,7 +95,7 @@ def test_a_server_starts_where_plain_vllm_fails_and_its_second_start_uses_the_re
         assert not our_lines(server.text())
     assert records(environ) == []
 
-    for number in (1, 2):
+    for number in (1, 2) if kind == "serve" else (1,):
         with serving(command, tmp_path / f"{number}.log", environ) as server:
             assert server.wait(), server.text()[-3000:]
             assert len(server.complete("Hello")["text"]) > 0
@@ -96,8 +111,12 @@ def test_a_server_starts_where_plain_vllm_fails_and_its_second_start_uses_the_re
             assert record["settings"]["gpu_memory_utilization"]["chosen_by"] == "record"
 
 
-@pytest.mark.parametrize("multiprocessing", ["1", "0"], ids=["own processes", "in one process"])
-@pytest.mark.parametrize("kind", ["LLM", "AsyncEngineArgs", "bench"])
+@pytest.mark.parametrize(
+    ("kind", "multiprocessing"),
+    cases(
+        ("LLM", OWN), ("LLM", ONE), ("AsyncEngineArgs", ONE), ("bench", ONE), kinds=("LLM", "AsyncEngineArgs", "bench")
+    ),
+)
 def test_a_job_runs_where_plain_vllm_fails(
     kind: str,
     multiprocessing: str,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -21,8 +20,8 @@ LLM = "vllm.entrypoints.llm"
 def install() -> None:
     """Mark the defaults in both modules, now or when they are loaded."""
     purpose = "knowing which settings you chose"
-    wrapt.register_post_import_hook(partial(attempt, purpose, _mark_engine_args), ENGINE_ARGS)
-    wrapt.register_post_import_hook(partial(attempt, purpose, _mark_llm), LLM)
+    wrapt.register_post_import_hook(lambda module: attempt(purpose, _mark_engine_args, module), ENGINE_ARGS)
+    wrapt.register_post_import_hook(lambda module: attempt(purpose, _mark_llm, module), LLM)
 
 
 def _mark_engine_args(module: ModuleType) -> None:

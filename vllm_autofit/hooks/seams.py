@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +39,7 @@ _done: set[tuple[str, str]] = set()
 
 def install(seam: Seam) -> None:
     """Wrap the function now if its module is loaded, else when it is."""
-    wrapt.register_post_import_hook(partial(attempt, seam.purpose, _wrap, seam), seam.module)
+    wrapt.register_post_import_hook(lambda module: attempt(seam.purpose, _wrap, seam, module), seam.module)
 
 
 def _wrap(seam: Seam, module: ModuleType) -> None:
@@ -63,7 +62,10 @@ def probe(seam: Seam, module: ModuleType) -> None:
     function = _find(seam, module)
     if function is None:
         raise SeamError(label, "missing", expected)
-    names = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    parameters = inspect.signature(function).parameters
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+        return  # somebody wrapped it before us and passes everything on
+    names = [name for name in parameters if name not in ("self", "cls")]
     if tuple(names[: len(seam.parameters)]) != seam.parameters:
         raise SeamError(label, f"a function of ({', '.join(names)})", expected)
 

@@ -1,0 +1,157 @@
+"""What vllm-autofit costs: importing and registering, one plan, and a whole start with it and without.
+
+    python -m benchmarks.overhead [--starts N]      (make bench)
+
+Every figure is a median over fresh processes; starts are run in pairs, one with and one without, in turn, and the
+ratio is taken pair by pair, so that a machine that slows down doesn't favour either. The table goes into
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from dev.neighbour import GIB, available_and_total
+from dev.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- overhead: begin -->", "<!-- overhead: end -->"
+
+REGISTER = """
+import time
+import vllm.engine.arg_utils, vllm.envs
+began = time.perf_counter()
+from importlib.metadata import entry_points
+(point,) = [each for each in entry_points(group="vllm.general_plugins") if each.name == "vllm_autofit"]
+found = time.perf_counter()
+point.load()()
+print((time.perf_counter() - found) * 1000)
+"""
+"""What vLLM does with a plugin, where vLLM is loaded already; finding entry points is vLLM's own cost."""
+
+PLAN = """
+import time
+from vllm.engine.arg_utils import EngineArgs
+EngineArgs(model={model!r})
+import vllm_autofit.hooks.engine_args as seam
+spent = []
+original = seam._decide
+def timed(*args):
+    began = time.perf_counter()
+    try:
+        return original(*args)
+    finally:
+        spent.append((time.perf_counter() - began) * 1000)
+seam._decide = timed
+EngineArgs(model={model!r}).create_engine_config()
+print(spent[0])
+"""
+
+START = """
+import os, time
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+began = time.perf_counter()
+from vllm import LLM
+if __name__ == "__main__":
+    LLM(model={model!r}, enforce_eager=True, gpu_memory_utilization={utilization})
+    print((time.perf_counter() - began) * 1000)
+"""
+"""The same utilisation is set in both, so that both allocate the same KV cache and only our work differs."""
+
+
+def measure(script: str, environ: dict[str, str]) -> float:
+    """Milliseconds that a script prints last, in a fresh process."""
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(script)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, file.name], env=environ, capture_output=True, text=True, check=True, timeout=300
+        )
+    return float(done.stdout.split()[-1])
+
+
+def main() -> int:
+    """Measure, print the table, and put it into docs/benchmarks.md. Returns an exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--starts", type=int, default=7, help="pairs of whole starts")
+    options = parser.parse_args()
+    model = str(make_tiny_model(ROOT / ".cache" / "tiny-model"))
+    with tempfile.TemporaryDirectory() as place:
+        on = {**os.environ, "VLLM_AUTOFIT": "1", "VLLM_AUTOFIT_CACHE_DIR": place}
+        off = {**on, "VLLM_AUTOFIT": "0"}
+        disabled = [measure(REGISTER, off) for _ in range(7)]
+        enabled = [measure(REGISTER, on) for _ in range(7)]
+        plans = [measure(PLAN.format(model=model), on) for _ in range(7)]
+        available, total = available_and_total()
+        utilization = round(min(2.5, available / GIB / 2) * GIB / total, 3)
+        start = START.format(model=model, utilization=utilization)
+        pairs = [(measure(start, on), measure(start, off)) for _ in range(options.starts)]
+    table = _table(disabled, enabled, plans, pairs)
+    print(table)
+    _write(table)
+    return 0
+
+
+def _table(
+    disabled: Sequence[float],
+    enabled: Sequence[float],
+    plans: Sequence[float],
+    pairs: Sequence[tuple[float, float]],
+) -> str:
+    ratios = [with_us / without for with_us, without in pairs]
+    extra = [with_us - without for with_us, without in pairs]
+    moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    rows = [
+        f"Measured {moment} by `python -m benchmarks.overhead --starts {len(pairs)}` with vLLM "
+        f"{_vllm_version()}, Python {platform.python_version()}, {os.cpu_count()} x86-64 cores. Milliseconds.",
+        "",
+        "| what | median | smallest | largest | runs | goal |",
+        "|---|---|---|---|---|---|",
+        _row("import and register, VLLM_AUTOFIT=0", disabled, "<= 1"),
+        _row("import and register, enabled", enabled, "<= 30"),
+        _row("one plan (facts, key, records, plan, log line)", plans, "<= 150"),
+        _row("whole start of `LLM(...)`, with", [a for a, _ in pairs], ""),
+        _row("whole start of `LLM(...)`, without", [b for _, b in pairs], ""),
+        _row("difference, pair by pair", extra, ""),
+        "",
+        f"Ratio of whole starts, with / without, pair by pair: median {statistics.median(ratios):.3f}, "
+        f"from {min(ratios):.3f} to {max(ratios):.3f} in {len(ratios)} pairs.",
+    ]
+    return "\n".join(rows)
+
+
+def _row(name: str, values: Sequence[float], goal: str) -> str:
+    return (
+        f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} | {len(values)} | {goal} |"
+    )
+
+
+def _vllm_version() -> str:
+    from importlib.metadata import version
+
+    return version("vllm")
+
+
+def _write(table: str) -> None:
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    status = main()
+    print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)
+    sys.exit(status)
