@@ -26,6 +26,8 @@ from dev.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
+RUNS = 5
+"""Fresh processes per figure."""
 BEGIN, END = "<!-- overhead: begin -->", "<!-- overhead: end -->"
 
 REGISTER = """
@@ -42,6 +44,7 @@ print((time.perf_counter() - found) * 1000)
 
 PLAN = """
 import time
+import vllm.v1.engine
 from vllm.engine.arg_utils import EngineArgs
 EngineArgs(model={model!r})
 import vllm_autofit.hooks.engine_args as seam
@@ -84,15 +87,15 @@ def measure(script: str, environ: dict[str, str]) -> float:
 def main() -> int:
     """Measure, print the table, and put it into docs/benchmarks.md. Returns an exit status."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--starts", type=int, default=7, help="pairs of whole starts")
+    parser.add_argument("--starts", type=int, default=4, help="pairs of whole starts")
     options = parser.parse_args()
     model = str(make_tiny_model(ROOT / ".cache" / "tiny-model"))
     with tempfile.TemporaryDirectory() as place:
         on = {**os.environ, "VLLM_AUTOFIT": "1", "VLLM_AUTOFIT_CACHE_DIR": place}
         off = {**on, "VLLM_AUTOFIT": "0"}
-        disabled = [measure(REGISTER, off) for _ in range(7)]
-        enabled = [measure(REGISTER, on) for _ in range(7)]
-        plans = [measure(PLAN.format(model=model), on) for _ in range(7)]
+        disabled = [measure(REGISTER, off) for _ in range(RUNS)]
+        enabled = [measure(REGISTER, on) for _ in range(RUNS)]
+        plans = [measure(PLAN.format(model=model), on) for _ in range(RUNS)]
         available, total = available_and_total()
         utilization = round(min(2.5, available / GIB / 2) * GIB / total, 3)
         start = START.format(model=model, utilization=utilization)

@@ -9,8 +9,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from vllm_autofit import FIELDS
 from vllm_autofit.experience.record import SCHEMA, Record
-from vllm_autofit.values import FIELDS, DeviceFacts, FieldValue, Request
+from vllm_autofit.values import DeviceFacts, FieldValue, Request
 
 # A busy machine is slow now and then; that says nothing about the code.
 settings.register_profile("vllm-autofit", deadline=None, suppress_health_check=[HealthCheck.too_slow])

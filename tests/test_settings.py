@@ -11,14 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import GIB, MIB
+from vllm_autofit import OFF, VARIABLES, switched_off
 from vllm_autofit.settings import (
     DEFAULT_MIN_CONTEXT_TOKENS,
-    OFF,
     ON,
     POLICIES,
-    VARIABLES,
     read_settings,
-    switched_off,
 )
 from vllm_autofit.values import Rules
 

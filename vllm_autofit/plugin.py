@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vllm_autofit.settings import VARIABLES, switched_off
+from vllm_autofit import VARIABLES, switched_off
 
 _MODEL_INSPECTION = "vllm.model_executor.models.registry"
 """vLLM's helper process that only looks at a model class (``python -m ...``); nothing of ours belongs in it."""

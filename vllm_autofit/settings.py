@@ -13,17 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from vllm_autofit import OFF
 from vllm_autofit.values import Rules
 
-VARIABLES = (
-    "VLLM_AUTOFIT",
-    "VLLM_AUTOFIT_POLICY",
-    "VLLM_AUTOFIT_MIN_CONTEXT",
-    "VLLM_AUTOFIT_HEADROOM",
-    "VLLM_AUTOFIT_CACHE_DIR",
-)
 POLICIES = ("balanced", "throughput", "context", "safe")
-OFF = ("0", "off", "false", "no")
 ON = ("", "1", "on", "true", "yes")
 DEFAULT_MIN_CONTEXT_TOKENS = 4096
 """llama.cpp's ``--fit`` keeps 4096 tokens by default too (common/fit, 2026); most chats fit in it."""
@@ -49,11 +42,6 @@ class Settings:
     def rules(self) -> Rules:
         """The part that planning needs."""
         return Rules(self.policy, self.min_context_tokens, self.headroom_bytes)
-
-
-def switched_off(environ: Mapping[str, str]) -> bool:
-    """Whether ``VLLM_AUTOFIT`` turns us off. The only question asked before anything else is imported."""
-    return environ.get("VLLM_AUTOFIT", "").strip().lower() in OFF
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -8,15 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FIELDS = (
-    "gpu_memory_utilization",
-    "max_model_len",
-    "enforce_eager",
-    "kv_cache_dtype",
-    "max_num_seqs",
-)
-"""The five fields of vLLM's ``EngineArgs`` that we may fill. No other field is ever touched."""
-
 AUTO_CONTEXT = -1
 """``max_model_len`` value with which vLLM >= 0.14 fits the context to its KV cache (CLI: ``auto``)."""
 

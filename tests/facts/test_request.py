@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import GIB, start_python
+from vllm_autofit import FIELDS
 from vllm_autofit.facts.request import ENVIRONMENT_KNOBS, KNOBS, local_ranks, plain, read_request
-from vllm_autofit.values import FIELDS
 
 
 @dataclass

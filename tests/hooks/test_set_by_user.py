@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Forked
-from vllm_autofit.values import FIELDS
+from vllm_autofit import FIELDS
 
 pytestmark = pytest.mark.vllm
 

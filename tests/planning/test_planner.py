@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import GIB, MIB, VLLM_DEFAULTS, cuda, host, request
+from vllm_autofit import FIELDS
 from vllm_autofit.planning.planner import SMALLEST_ASK_BYTES, make_plan
 from vllm_autofit.settings import POLICIES
-from vllm_autofit.values import AUTO_CONTEXT, FIELDS, DeviceFacts, FieldValue, Lessons, Plan, Request, Rules
+from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue, Lessons, Plan, Request, Rules
 
 LARGEST_GIB = 2048
 """Beyond 2.5 TiB the smallest ask is below one step of utilisation; see the last test but one."""

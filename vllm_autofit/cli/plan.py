@@ -9,12 +9,13 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from vllm_autofit import FIELDS
 from vllm_autofit.errors import DeviceError
 from vllm_autofit.facts.devices import host_memory, nvidia_devices
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.render.plan import plan_table
 from vllm_autofit.settings import read_settings
-from vllm_autofit.values import FIELDS, DeviceFacts, Lessons, Request
+from vllm_autofit.values import DeviceFacts, Lessons, Request
 
 
 def add_parser(commands: Any) -> None:

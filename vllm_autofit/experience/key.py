@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_autofit import FIELDS
 from vllm_autofit.facts.model import ModelIdentity
-from vllm_autofit.values import FIELDS, DeviceFacts, Request
+from vllm_autofit.values import DeviceFacts, Request
 
 KEY_LENGTH = 16
 

@@ -7,7 +7,8 @@ import enum
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vllm_autofit.values import FIELDS, Request
+from vllm_autofit import FIELDS
+from vllm_autofit.values import Request
 
 KNOBS = (
     # the model as it is loaded

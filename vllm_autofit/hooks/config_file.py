@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vllm_autofit import FIELDS
 from vllm_autofit.hooks.guard import attempt
 from vllm_autofit.hooks.marks import set_in_config_file
 from vllm_autofit.hooks.seams import Seam
-from vllm_autofit.values import FIELDS
 
 
 def load_config_file(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

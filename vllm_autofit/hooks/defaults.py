@@ -9,9 +9,9 @@ from typing import Any
 
 import wrapt
 
+from vllm_autofit import FIELDS
 from vllm_autofit.hooks.guard import attempt
 from vllm_autofit.hooks.marks import mark, mark_default
-from vllm_autofit.values import FIELDS
 
 ENGINE_ARGS = "vllm.engine.arg_utils"
 LLM = "vllm.entrypoints.llm"

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_autofit.hooks import handover
+from vllm_autofit import FIELDS
 from vllm_autofit.hooks.guard import attempt, logger
-from vllm_autofit.hooks.launch import Launch, plan_launch
 from vllm_autofit.hooks.marks import mark, set_by_user, unmark
 from vllm_autofit.hooks.runs import attach
 from vllm_autofit.hooks.seams import Seam
-from vllm_autofit.values import FIELDS, FieldValue
+
+if TYPE_CHECKING:
+    from vllm_autofit.hooks.launch import Launch
+    from vllm_autofit.values import FieldValue
 
 
 def create_engine_config(
@@ -55,6 +57,10 @@ def _decide(
     instance: Any, chosen_by_user: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Launch | None, dict[str, FieldValue]]:
     """The plan of this start, and what to fill in for it."""
+    # Imported here: every process of vLLM's loads this module, few of them plan.
+    from vllm_autofit.hooks import handover
+    from vllm_autofit.hooks.launch import plan_launch
+
     if handover.is_api_server_child(instance):
         return None, handover.receive()
     context = kwargs.get("usage_context", args[0] if args else None)
@@ -69,7 +75,7 @@ def _decide(
 def _blames(error: Exception, filled: dict[str, FieldValue]) -> bool:
     """Whether vLLM's refusal names one of the fields that we filled."""
     text = str(error).lower().replace(" ", "_").replace("-", "_")
-    return any(name in text or name.replace("length", "len") in text for name in filled)
+    return any(name in text for name in filled)
 
 
 def _without_us(

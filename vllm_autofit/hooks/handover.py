@@ -11,7 +11,8 @@ import json
 import os
 from typing import Any
 
-from vllm_autofit.values import FIELDS, FieldValue
+from vllm_autofit import FIELDS
+from vllm_autofit.values import FieldValue
 
 VARIABLE = "_VLLM_AUTOFIT_HANDOVER"
 """Not ``VLLM_...``: vLLM would take it for one of its own."""

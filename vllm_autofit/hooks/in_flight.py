@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
+from vllm_autofit import FIELDS
 from vllm_autofit.hooks.marks import Mark, mark, originals
-from vllm_autofit.values import FIELDS
 
 
 def mark_instance_under_construction() -> None:

@@ -68,7 +68,7 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
         devices,
         lessons or Lessons(),
         settings.rules,
-        separate_processes=os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "0",
+        separate_processes=_separate_processes(launch),
         context_automatic=_context_automatic(),
     )
     identity = _identity(model, request, devices, version, launch)
@@ -104,6 +104,11 @@ def _lessons(settings: Settings, key: str) -> Lessons | None:
 def vllm_version() -> str:
     """The installed vLLM, as it names itself."""
     return str(getattr(sys.modules.get("vllm.version"), "__version__", "unknown"))
+
+
+def _separate_processes(launch: str) -> bool:
+    """Whether the engine gets a process of its own. Only ``LLM`` can do without, and only when told to."""
+    return launch != "LLM_CLASS" or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "0"
 
 
 def _context_automatic() -> bool:

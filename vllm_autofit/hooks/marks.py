@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_autofit.values import FIELDS
+from vllm_autofit import FIELDS
 
 
 class Mark:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_autofit import FIELDS
 from vllm_autofit.hooks.marks import mark
 from vllm_autofit.hooks.seams import Seam
-from vllm_autofit.values import FIELDS
 
 
 def add_cli_args(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vllm_autofit import __version__
-from vllm_autofit.errors import StoreError
 from vllm_autofit.experience.record import SCHEMA, Record, new_run_id, now
-from vllm_autofit.experience.store import Store
 
 ATTRIBUTE = "_vllm_autofit"
 
@@ -99,6 +97,10 @@ def record_failure(run: Run, failure: dict[str, Any]) -> None:
 
 
 def _update(run: Run, change: Callable[[Record | None], Record]) -> None:
+    # Imported here: every process of vLLM's loads this module, few of them write.
+    from vllm_autofit.errors import StoreError
+    from vllm_autofit.experience.store import Store
+
     try:
         Store(Path(run["cache_dir"])).update(run["key"], run["run_id"], change)
     except StoreError:

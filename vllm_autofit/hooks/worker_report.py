@@ -92,7 +92,8 @@ def measure(wrapper: Any) -> dict[str, Any]:
             non_torch = figure(worker, "non_torch_memory")
         caches = storage_bytes(getattr(runner, "kv_caches", None) or [])
         on_cpu = getattr(getattr(worker, "device", None), "type", None) == "cpu"
-        if on_cpu and requested is not None and caches and weights is not None:
+        fixed = getattr(getattr(worker, "cache_config", None), "kv_cache_memory_bytes", None)
+        if on_cpu and fixed is None and requested is not None and caches and weights is not None:
             non_torch = requested - caches - weights
         before = getattr(wrapper, "_vllm_autofit_before", None)
         snapshot = getattr(worker, "init_snapshot", None)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_autofit import FIELDS
 from vllm_autofit.memory.budget import asked_bytes, utilization
 from vllm_autofit.memory.overhead import GIB, headroom, startup_overhead
 from vllm_autofit.values import (
     AUTO_CONTEXT,
-    FIELDS,
     Budget,
     Decision,
     DeviceFacts,
