@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 from dev.neighbour import GIB, available_and_total
@@ -28,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RUNS = 5
 """Fresh processes per figure."""
-BEGIN, END = "<!-- overhead: begin -->", "<!-- overhead: end -->"
+COSTS, STARTS = "costs", "starts"
+"""The two blocks of the page that this command writes, each with the date of its own measurement."""
 
 REGISTER = """
 import time
@@ -85,9 +87,9 @@ def measure(script: str, environ: dict[str, str]) -> float:
 
 
 def main() -> int:
-    """Measure, print the table, and put it into docs/benchmarks.md. Returns an exit status."""
+    """Measure, print the tables, and put them into docs/benchmarks.md. Returns an exit status."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--starts", type=int, default=4, help="pairs of whole starts")
+    parser.add_argument("--starts", type=int, default=4, help="pairs of whole starts; 0 keeps the last result")
     options = parser.parse_args()
     model = str(make_tiny_model(ROOT / ".cache" / "tiny-model"))
     with tempfile.TemporaryDirectory() as place:
@@ -96,42 +98,33 @@ def main() -> int:
         disabled = [measure(REGISTER, off) for _ in range(RUNS)]
         enabled = [measure(REGISTER, on) for _ in range(RUNS)]
         plans = [measure(PLAN.format(model=model), on) for _ in range(RUNS)]
-        available, total = available_and_total()
-        utilization = round(min(2.5, available / GIB / 2) * GIB / total, 3)
-        start = START.format(model=model, utilization=utilization)
-        pairs = [(measure(start, on), measure(start, off)) for _ in range(options.starts)]
-    table = _table(disabled, enabled, plans, pairs)
-    print(table)
-    _write(table)
+        _write(
+            COSTS,
+            [
+                _row("import and register, VLLM_AUTOFIT=0", disabled, "<= 1"),
+                _row("import and register, enabled", enabled, "<= 30"),
+                _row("one plan (facts, key, records, plan, log line)", plans, "<= 150"),
+            ],
+        )
+        if options.starts:
+            available, total = available_and_total()
+            utilization = round(min(2.5, available / GIB / 2) * GIB / total, 3)
+            start = START.format(model=model, utilization=utilization)
+            pairs = [(measure(start, on), measure(start, off)) for _ in range(options.starts)]
+            _write(STARTS, _starts(pairs))
     return 0
 
 
-def _table(
-    disabled: Sequence[float],
-    enabled: Sequence[float],
-    plans: Sequence[float],
-    pairs: Sequence[tuple[float, float]],
-) -> str:
+def _starts(pairs: Sequence[tuple[float, float]]) -> list[str]:
     ratios = [with_us / without for with_us, without in pairs]
-    extra = [with_us - without for with_us, without in pairs]
-    moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    rows = [
-        f"Measured {moment} by `python -m benchmarks.overhead --starts {len(pairs)}` with vLLM "
-        f"{_vllm_version()}, Python {platform.python_version()}, {os.cpu_count()} x86-64 cores. Milliseconds.",
-        "",
-        "| what | median | smallest | largest | runs | goal |",
-        "|---|---|---|---|---|---|",
-        _row("import and register, VLLM_AUTOFIT=0", disabled, "<= 1"),
-        _row("import and register, enabled", enabled, "<= 30"),
-        _row("one plan (facts, key, records, plan, log line)", plans, "<= 150"),
+    return [
         _row("whole start of `LLM(...)`, with", [a for a, _ in pairs], ""),
         _row("whole start of `LLM(...)`, without", [b for _, b in pairs], ""),
-        _row("difference, pair by pair", extra, ""),
+        _row("difference, pair by pair", [a - b for a, b in pairs], ""),
         "",
-        f"Ratio of whole starts, with / without, pair by pair: median {statistics.median(ratios):.3f}, "
+        f"Ratio with / without, pair by pair: median {statistics.median(ratios):.3f}, "
         f"from {min(ratios):.3f} to {max(ratios):.3f} in {len(ratios)} pairs.",
     ]
-    return "\n".join(rows)
 
 
 def _row(name: str, values: Sequence[float], goal: str) -> str:
@@ -140,21 +133,28 @@ def _row(name: str, values: Sequence[float], goal: str) -> str:
     )
 
 
-def _vllm_version() -> str:
-    from importlib.metadata import version
-
-    return version("vllm")
-
-
-def _write(table: str) -> None:
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+def _write(block: str, rows: Sequence[str]) -> None:
+    """Print a table and replace the block of the page that holds it."""
+    moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    table = "\n".join(
+        [
+            f"Measured {moment} by `python -m benchmarks.overhead`: vLLM {version('vllm')}, "
+            f"Python {platform.python_version()}, {os.cpu_count()} x86-64 cores. Milliseconds.",
+            "",
+            "| what | median | smallest | largest | runs | goal |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+    print(table, end="\n\n", flush=True)
+    begin, end = f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n{table}\n{end}{after}")
 
 
 if __name__ == "__main__":
     began = time.monotonic()
     status = main()
-    print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     sys.exit(status)

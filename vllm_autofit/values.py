@@ -32,6 +32,8 @@ class Request:
     """More than this machine takes part, so a value that must agree everywhere can't be chosen here."""
     kv_cache_fixed_by: str | None = None
     """The setting that fixes the KV cache size, if any (``kv_cache_memory_bytes`` and its like)."""
+    utilization_left_to_vllm: str | None = None
+    """Why no utilisation can be chosen for this launch, if so."""
     knobs: dict[str, object] = field(default_factory=dict)
     """Every other setting that memory depends on, by its vLLM name, as plain JSON values."""
     knobs_changed: frozenset[str] = frozenset()

@@ -136,35 +136,32 @@ def cached(cache: Path, revision: str | None, commit: str = COMMIT) -> None:
 
 
 def test_a_name_of_which_nothing_is_here_is_known_by_name_and_revision(hub_cache: Path) -> None:
-    assert fingerprint("some/model") == fingerprint("some/model", "main") == "name:some/model@main"
-    assert fingerprint("some/model", "v2") == "name:some/model@v2"
+    assert fingerprint("some/model") == fingerprint("some/model", "main") == "hub:some/model@main"
+    assert fingerprint("some/model", "v2") == "hub:some/model@v2"
 
 
-def test_a_cached_name_is_known_by_its_commit(hub_cache: Path) -> None:
+def test_a_name_keeps_its_identity_when_it_is_downloaded_and_says_which_commit_it_is(hub_cache: Path) -> None:
+    before = identify("some/model")
     cached(hub_cache, "main")
-    assert fingerprint("some/model") == f"commit:some/model@{COMMIT}"
+    after = identify("some/model")
+    assert after.fingerprint == before.fingerprint
+    assert (before.commit, after.commit) == (None, COMMIT)
 
 
-def test_a_branch_and_the_commit_it_stands_for_are_the_same_model(hub_cache: Path) -> None:
-    cached(hub_cache, "refs/pr/1")
-    assert fingerprint("some/model", "refs/pr/1") == fingerprint("some/model", COMMIT)
+def test_a_commit_that_is_cached_is_known_without_a_branch(hub_cache: Path) -> None:
+    cached(hub_cache, None)
+    assert identify("some/model", COMMIT).commit == COMMIT
 
 
 def test_another_revision_than_the_cached_one_is_not_taken_for_it(hub_cache: Path) -> None:
     cached(hub_cache, "main")
-    assert fingerprint("some/model", "v2") == "name:some/model@v2"
-
-
-def test_an_updated_branch_makes_another_model(hub_cache: Path) -> None:
-    cached(hub_cache, "main")
-    before = fingerprint("some/model")
-    cached(hub_cache, "main", commit=COMMIT[::-1])
-    assert fingerprint("some/model") != before
+    assert identify("some/model", "v2").commit is None
+    assert fingerprint("some/model", "v2") == "hub:some/model@v2"
 
 
 def test_an_empty_reference_in_the_cache_says_nothing(hub_cache: Path) -> None:
     cached(hub_cache, "main", commit="")
-    assert fingerprint("some/model") == "name:some/model@main"
+    assert fingerprint("some/model") == "hub:some/model@main"
 
 
 def test_a_folder_goes_before_a_hub_name(folder: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

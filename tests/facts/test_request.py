@@ -126,6 +126,27 @@ def test_reading_leaves_the_engine_args_alone() -> None:
 # How it is spread
 
 
+def test_engines_that_a_script_starts_one_per_rank_are_counted() -> None:
+    assert local_ranks(EngineArgs(), {"VLLM_DP_SIZE": "4"}) == 4
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"load_format": "ipc_cache"}, {"distributed_executor_backend": "external_launcher"}, {"data_parallel_rank": 1}],
+)
+def test_where_no_utilisation_can_be_chosen_the_request_says_why(fields: dict[str, Any]) -> None:
+    engine_args = EngineArgs()
+    for name, value in fields.items():
+        setattr(engine_args, name, value)
+    assert read_request(engine_args, [], {}).utilization_left_to_vllm
+    assert read_request(EngineArgs(), [], {}).utilization_left_to_vllm is None
+
+
+def test_engines_on_other_machines_span_nodes() -> None:
+    engine_args = EngineArgs(data_parallel_size=4, data_parallel_size_local=2)
+    assert read_request(engine_args, [], {}).spans_nodes
+
+
 @pytest.mark.parametrize(
     ("sizes", "ranks"),
     [
@@ -139,7 +160,7 @@ def test_reading_leaves_the_engine_args_alone() -> None:
 )
 def test_ranks_on_this_machine_are_the_product_of_the_parallel_sizes(sizes: dict[str, int], ranks: int) -> None:
     engine_args = EngineArgs(**sizes)  # type: ignore[arg-type]
-    assert local_ranks(engine_args) == ranks
+    assert local_ranks(engine_args, {}) == ranks
     assert read_request(engine_args, [], {}).local_ranks == ranks
 
 

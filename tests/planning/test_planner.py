@@ -62,9 +62,9 @@ def test_a_value_of_the_users_stands_and_the_plan_says_what_it_would_have_chosen
 
 
 def test_a_measured_overhead_replaces_the_estimate() -> None:
-    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa", 2 * GIB), Rules())
+    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa", GIB), Rules())
     assert plan.budget is not None
-    assert (plan.budget.startup_overhead_bytes, plan.budget.startup_overhead_source) == (2 * GIB, "record")
+    assert (plan.budget.startup_overhead_bytes, plan.budget.startup_overhead_source) == (GIB, "record")
     assert plan.decision("gpu_memory_utilization").source == "record"
     assert plan.record_id == "20261121T120000Z-1-aaaa"
 
@@ -75,10 +75,17 @@ def test_a_record_that_measured_no_overhead_is_not_named_as_the_source() -> None
     assert plan.decision("gpu_memory_utilization").source == "estimate"
 
 
-def test_an_overhead_that_was_measured_as_nothing_is_a_measurement() -> None:
-    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa", 0), Rules())
+@pytest.mark.parametrize(("measured", "believed"), [(0, 650 * MIB // 2), (60 * GIB, 3 * 650 * MIB)])
+def test_a_measurement_that_a_neighbour_spoilt_is_believed_within_reason(measured: int, believed: int) -> None:
+    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa", measured), Rules())
     assert plan.budget is not None
-    assert (plan.budget.startup_overhead_bytes, plan.budget.startup_overhead_source) == (0, "record")
+    assert (plan.budget.startup_overhead_bytes, plan.budget.startup_overhead_source) == (believed, "record")
+
+
+def test_where_vllm_must_choose_the_utilisation_nothing_is_filled_in_for_it() -> None:
+    asked = dataclasses.replace(request(), utilization_left_to_vllm="because")
+    decision = make_plan(asked, [cuda(80)], Lessons(), Rules()).decision("gpu_memory_utilization")
+    assert (decision.source, decision.why) == ("vllm", "because")
 
 
 def test_a_headroom_of_the_users_replaces_ours() -> None:

@@ -7,10 +7,10 @@ us can keep what it doesn't know. ``check`` is the only door in: what passes it 
     run_id      time and process of the start, unique; also the file's name
     key         the key it is filed under (see experience/key.py)
     started_at  UTC, ISO 8601
-    identity    versions, model, devices, parallel sizes, resolved dtype and quantisation
+    identity    versions, model, devices, parallel sizes, dtype and quantisation as requested
     settings    every memory knob: {name: {value, chosen_by: user|record|estimate|vllm}}
     plan        budget and reasons of the plan, and the record that it started from
-    engines     one entry per data-parallel rank: kv_cache, ranks (per worker), seconds
+    engines     one entry per data-parallel rank: resolved dtype and context, kv_cache, ranks (per worker), seconds
     outcome     {state: starting|serving|failed, at, failure: {phase, type, message, numbers}}
 """
 

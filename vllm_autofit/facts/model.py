@@ -14,12 +14,14 @@ class ModelIdentity:
     """Who a model is.
 
     ``fingerprint`` is ``sha256:...`` over the config and the names and sizes of the weight files of a local folder or
-    file, ``commit:...`` for a hub model in the local cache, or ``name:...`` when nothing of it is here yet.
+    file, or ``hub:NAME@REVISION`` for a hub model: the same before its first download and after. ``commit`` is what the
+    local hub cache holds of it, None before.
     """
 
     name: str
     revision: str | None
     fingerprint: str
+    commit: str | None = None
 
 
 def identify(model: str, revision: str | None = None) -> ModelIdentity:
@@ -33,10 +35,7 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
         return ModelIdentity(model, revision, _folder_fingerprint(path))
     if path.is_file():
         return ModelIdentity(model, revision, _digest([f"{path.name}:{path.stat().st_size}"]))
-    commit = _cached_commit(model, revision)
-    if commit is not None:
-        return ModelIdentity(model, revision, f"commit:{model}@{commit}")
-    return ModelIdentity(model, revision, f"name:{model}@{revision or 'main'}")
+    return ModelIdentity(model, revision, f"hub:{model}@{revision or 'main'}", _cached_commit(model, revision))
 
 
 def _folder_fingerprint(folder: Path) -> str:

@@ -30,7 +30,10 @@ KNOBS = (
 skipped."""
 
 ENVIRONMENT_KNOBS = (
+    "CPU_VISIBLE_MEMORY_NODES",
     "VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_DP_SIZE",
     "VLLM_ENABLE_STARTUP_PLAN",
     "VLLM_ENABLE_V1_MULTIPROCESSING",
     "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS",
@@ -61,9 +64,10 @@ def read_request(
     knobs = {name: plain(getattr(engine_args, name)) for name in KNOBS if hasattr(engine_args, name)}
     changed = {name for name, value in knobs.items() if value != _default(engine_args, name)}
     knobs.update({name: environ[name] for name in ENVIRONMENT_KNOBS if environ.get(name)})
-    ranks = local_ranks(engine_args)
+    ranks = local_ranks(engine_args, environ)
     spans = (
         headless
+        or _some_engines_elsewhere(engine_args)
         or int(getattr(engine_args, "nnodes", 1) or 1) > 1
         or (visible_devices is not None and ranks > visible_devices)
     )
@@ -73,6 +77,7 @@ def read_request(
         set_by_user=frozenset(set_by_user),
         local_ranks=ranks,
         spans_nodes=spans,
+        utilization_left_to_vllm=_utilization_left_to_vllm(engine_args),
         kv_cache_fixed_by=_kv_cache_fixed_by(engine_args, environ),
         knobs=knobs,
         knobs_changed=frozenset(changed | (knobs.keys() & set(ENVIRONMENT_KNOBS))),
@@ -89,14 +94,33 @@ def _default(engine_args: Any, name: str) -> Any:
     return plain(field.default)
 
 
-def local_ranks(engine_args: Any) -> int:
-    """Worker processes that this launch starts on this machine (before nodes are taken into account)."""
+def _some_engines_elsewhere(engine_args: Any) -> bool:
+    local = getattr(engine_args, "data_parallel_size_local", None)
+    return local is not None and int(local) != int(getattr(engine_args, "data_parallel_size", 1) or 1)
+
+
+def _utilization_left_to_vllm(engine_args: Any) -> str | None:
+    if getattr(engine_args, "load_format", None) == "ipc_cache":
+        return "another process holds the weights, and vLLM counts them into its share of the device"
+    if getattr(engine_args, "distributed_executor_backend", None) == "external_launcher":
+        return "an external launcher starts the ranks one by one, and each would take the others for neighbours"
+    if getattr(engine_args, "data_parallel_rank", None) is not None:
+        return "data-parallel ranks are started one by one, and each would take the others for neighbours"
+    return None
+
+
+def local_ranks(engine_args: Any, environ: Mapping[str, str]) -> int:
+    """Worker processes that this launch starts on this machine (before nodes are taken into account).
+
+    Scripts that run one engine per data-parallel rank say so in ``VLLM_DP_SIZE``: their ranks start together.
+    """
 
     def size(name: str) -> int:
         return int(getattr(engine_args, name, None) or 1)
 
     local = getattr(engine_args, "data_parallel_size_local", None)
-    data_parallel = size("data_parallel_size") if local is None else max(1, int(local))
+    everywhere = max(size("data_parallel_size"), int(environ.get("VLLM_DP_SIZE") or 1))
+    data_parallel = everywhere if local is None else max(1, int(local))
     return (
         size("tensor_parallel_size")
         * size("pipeline_parallel_size")

@@ -86,13 +86,10 @@ def _without_us(
     kwargs: dict[str, Any],
     refusal: Exception,
 ) -> Any:
-    """vLLM refused what we filled in: build the config from vLLM's defaults, or let the refusal stand."""
+    """vLLM refused what we filled in: build the config from vLLM's defaults. If that fails too, it is vLLM's error."""
     vars(instance).clear()
     vars(instance).update(before)
-    try:
-        config = wrapped(*args, **kwargs)
-    except Exception:
-        raise refusal from None
+    config = wrapped(*args, **kwargs)
     logger.warning("vllm-autofit: vLLM refused what was filled in (%s); it starts with its own defaults.", refusal)
     return config
 

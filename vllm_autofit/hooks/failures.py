@@ -10,7 +10,7 @@ from vllm_autofit.hooks.memory_now import memory_now
 from vllm_autofit.hooks.runs import ATTRIBUTE, Run, record_failure, run_of
 
 
-def note_failure(run: Run, error: BaseException, **numbers: Any) -> None:
+def note_failure(run: Run, error: BaseException) -> None:
     """Add a failure to its start's record: phase, exception, and the memory at this moment."""
     record_failure(
         run,
@@ -18,7 +18,7 @@ def note_failure(run: Run, error: BaseException, **numbers: Any) -> None:
             "phase": phase_of(error),
             "type": type(error).__name__,
             "message": str(error)[:MESSAGE_LIMIT],
-            "numbers": {**(memory_now() or {}), **numbers},
+            "numbers": memory_now() or {},
         },
     )
 

@@ -49,7 +49,7 @@ def report(what: str, error: BaseException) -> None:
 def shield(wrapper: Wrapper, what: str) -> Wrapper:
     """``wrapper``, so that whatever it raises of its own leaves vLLM with just what the wrapped function does.
 
-    vLLM's own exceptions pass unchanged. The wrapped function is never called twice on our account.
+    vLLM's own exceptions pass unchanged. What the wrapped function did once, the shield doesn't have it do again.
     """
 
     def shielded(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -25,6 +25,15 @@ from vllm_autofit.render.line import plan_line
 from vllm_autofit.settings import Settings, read_settings
 from vllm_autofit.values import DeviceFacts, Lessons, Plan, Request
 
+IDENTIFYING_KNOBS = (
+    "dtype",
+    "quantization",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+)
+"""As requested; what vLLM made of ``auto`` stands beside each engine's measurements."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -128,6 +137,8 @@ def _identity(
         "model": model.name,
         "revision": model.revision,
         "fingerprint": model.fingerprint,
+        "commit": model.commit,
+        **{name: request.knobs.get(name) for name in IDENTIFYING_KNOBS},
         "launch": launch,
         "ranks": request.local_ranks,
         "devices": [asdict(device) for device in devices],

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 
-def memory_now(device: Any = None) -> dict[str, Any] | None:
+def memory_now() -> dict[str, Any] | None:
     """``{device_index, free_bytes, total_bytes}``, or None where it can't be read without touching a device.
 
     On CUDA it asks the driver only where this process already has a context.
@@ -17,7 +17,7 @@ def memory_now(device: Any = None) -> dict[str, Any] | None:
         return _memory_node()
     torch = sys.modules.get("torch")
     if kind == "cuda" and torch is not None and torch.cuda.is_initialized():
-        index = torch.cuda.current_device() if device is None else getattr(device, "index", None) or 0
+        index = torch.cuda.current_device()
         free, total = torch.cuda.mem_get_info(index)
         return {"device_index": index, "free_bytes": int(free), "total_bytes": int(total)}
     return None

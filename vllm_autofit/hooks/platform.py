@@ -27,7 +27,7 @@ def read_devices(engine_args: Any) -> list[DeviceFacts]:
     Raises:
         DeviceError: the memory can't be read, or the backend is one that we don't know.
     """
-    kind, ranks = device_type(), local_ranks(engine_args)
+    kind, ranks = device_type(), local_ranks(engine_args, os.environ)
     if kind == "cuda":
         return nvidia_devices(os.environ, _ranks_on_gpus(engine_args, ranks), _device_ids(engine_args))
     if kind == "cpu":
@@ -61,8 +61,14 @@ def _memory_nodes(ranks: int) -> list[DeviceFacts]:
         raise DeviceError(
             "CPU_VISIBLE_MEMORY_NODES", "it names no node that this process may use", "Unset or correct it"
         )
-    per_node = -(-ranks // len(nodes))
+    spread = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto" and not _has_container_limit(resources)
+    per_node = -(-ranks // len(nodes)) if spread else ranks
     return [_memory_node(resources, node, per_node) for node in nodes]
+
+
+def _has_container_limit(resources: Any) -> bool:
+    """One limit for all nodes together: each node shows it, and all ranks share it."""
+    return getattr(resources, "get_cgroup_memory_limit", lambda: None)() is not None
 
 
 def _memory_node(resources: Any, node: int, ranks: int) -> DeviceFacts:

@@ -17,6 +17,9 @@ from vllm_autofit.experience.record import SCHEMA, Record, new_run_id, now
 
 ATTRIBUTE = "_vllm_autofit"
 
+KEPT_LATER = 5
+"""Exceptions kept of a start that serves."""
+
 Run: TypeAlias = dict[str, Any]
 
 
@@ -85,10 +88,17 @@ def record_success(run: Run, engine: dict[str, Any]) -> None:
 
 
 def record_failure(run: Run, failure: dict[str, Any]) -> None:
-    """Note why a start failed. The first cause noted stays: those after it only report it."""
+    """Note why a start failed. The first cause noted stays: those after it only report it.
+
+    Once it serves, an exception in a worker is noted beside: vLLM goes on after most of them.
+    """
 
     def change(record: Record | None) -> Record:
         record = record or _fresh(run)
+        if record["outcome"]["state"] == "serving":
+            record["outcome"].setdefault("later", []).append(failure)
+            del record["outcome"]["later"][:-KEPT_LATER]
+            return record
         first = record["outcome"].get("failure")
         record["outcome"] = {"state": "failed", "at": now(), "failure": first or failure}
         return record

@@ -69,7 +69,7 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
     talking = local_ranks if device.kind == "cuda" else device.ranks
     overhead = startup_overhead(device.kind, talking, separate_processes)
     if lessons.startup_overhead_bytes is not None:
-        overhead, overhead_source = lessons.startup_overhead_bytes, "record"
+        overhead, overhead_source = _believable(lessons.startup_overhead_bytes, overhead), "record"
     headroom_source: Source = "estimate"
     spare = headroom(device.kind, device.total_bytes, rules.policy)
     if rules.headroom_bytes is not None:
@@ -85,6 +85,11 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
         asked_bytes=asked_bytes(device.free_bytes, overhead, spare, device.ranks),
         ranks=device.ranks,
     )
+
+
+def _believable(measured: int, estimate: int) -> int:
+    """A measured overhead between half and three times the estimate: the rest was a neighbour that moved meanwhile."""
+    return min(max(measured, estimate // 2), estimate * 3)
 
 
 def _tightest(budgets: Sequence[Budget]) -> Budget | None:
@@ -131,8 +136,8 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
         return Decision(name, request.values[name], "user", "set by you", suggested)
     if request.kv_cache_fixed_by is not None:
         why += f"; only the check at start uses it, {request.kv_cache_fixed_by} fixes the KV cache"
-    if suggested is None:
-        return Decision(name, request.values[name], "vllm", why)
+    if suggested is None or request.utilization_left_to_vllm is not None:
+        return Decision(name, request.values[name], "vllm", request.utilization_left_to_vllm or why)
     return Decision(name, suggested, source, why, suggested)
 
 
