@@ -1,8 +1,8 @@
 """Makes small models with random weights from real ``transformers`` config classes, tokenizer included.
 
-    python -m dev.tiny_model FOLDER
+    python -m dev.tiny_model FOLDER [--embedder]
 
-Nothing is fetched. The tokenizer has one token per byte, so any text can be sent.
+Nothing is fetched. The tokenizer has one token per byte, so any text can be sent, and some that only come back.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 CONTEXT_TOKENS = 32768
 END = "<end>"
+VOCABULARY = 16384
+"""Tokens. `vllm bench latency` sends token numbers below 10000."""
 
 
 def make_tiny_model(folder: Path, *, context_tokens: int = CONTEXT_TOKENS) -> Path:
-    """A Qwen3 of 2.5 million parameters in ``folder``; made once, then found there."""
+    """A Qwen3 of 6.6 million parameters in ``folder``; made once, then found there."""
     if (folder / "complete").is_file():
         return folder
     import torch
@@ -25,7 +27,7 @@ def make_tiny_model(folder: Path, *, context_tokens: int = CONTEXT_TOKENS) -> Pa
     tokenizer = _byte_tokenizer()
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=512,
+        vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=4,
@@ -52,7 +54,7 @@ def make_tiny_embedder(folder: Path) -> Path:
     tokenizer = _byte_tokenizer()
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=512,
+        vocab_size=VOCABULARY,
         hidden_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -69,6 +71,8 @@ def _byte_tokenizer() -> Any:
 
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary[END] = len(vocabulary)
+    for index in range(len(vocabulary), VOCABULARY):  # never made from text, but a random model says them
+        vocabulary[f"w{index}"] = index
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,4 +88,5 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
 
 
 if __name__ == "__main__":
-    print(make_tiny_model(Path(sys.argv[1])))
+    make = make_tiny_embedder if "--embedder" in sys.argv else make_tiny_model
+    print(make(Path(sys.argv[1])))

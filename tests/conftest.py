@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 import pytest
 
 from dev.neighbour import GIB, available_and_total
-from dev.tiny_model import make_tiny_embedder, make_tiny_model
 
 T = TypeVar("T")
 Forked = Callable[[Callable[[], Any]], Any]
@@ -36,14 +36,20 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """A Qwen3 with 2.5 million random weights and a 32768-token context."""
-    return make_tiny_model(CACHE / "tiny-model")
+    """A Qwen3 with 6.6 million random weights and a 32768-token context."""
+    return _made_elsewhere(CACHE / "tiny-model")
 
 
 @pytest.fixture(scope="session")
 def tiny_embedder() -> Path:
     """A BERT without a KV cache."""
-    return make_tiny_embedder(CACHE / "tiny-embedder")
+    return _made_elsewhere(CACHE / "tiny-embedder", "--embedder")
+
+
+def _made_elsewhere(folder: Path, *flags: str) -> Path:
+    """A model, made in a process of its own: torch's threads don't survive the forks that tests make of this one."""
+    subprocess.run([sys.executable, "-m", "dev.tiny_model", str(folder), *flags], cwd=CACHE.parent, check=True)
+    return folder
 
 
 @pytest.fixture

@@ -26,6 +26,23 @@ def capture_model(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
     return taken
 
 
+def process_weights_after_loading(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Note the size of the weights as they were loaded: the CPU backend repacks them out of sight right after."""
+    model = args[0] if args else kwargs["model"]
+    attempt("measuring the weights", _note_weights, model)
+    return wrapped(*args, **kwargs)
+
+
+def _note_weights(model: Any) -> None:
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = int(storage.nbytes())
+    object.__setattr__(model, "_vllm_autofit_weights_bytes", sum(storages.values()))
+
+
 SEAMS = (
     Seam(
         "vllm.v1.worker.worker_base",
@@ -33,6 +50,14 @@ SEAMS = (
         (),
         init_device,
         "measuring the workers' memory",
+    ),
+    Seam(
+        "vllm.model_executor.model_loader.base_loader",
+        "process_weights_after_loading",
+        ("model",),
+        process_weights_after_loading,
+        "measuring the weights",
+        optional=True,
     ),
     Seam(
         "vllm.v1.worker.gpu_model_runner",

@@ -45,7 +45,7 @@ def _sane(reply: Any) -> dict[str, Any]:
 def measure(wrapper: Any) -> dict[str, Any]:
     """Run in a worker: what its device holds, in bytes. None means that this backend or version doesn't say.
 
-    Sources, in vLLM's own terms: ``model_memory_usage`` or the sum of parameters and buffers (weights),
+    Sources, in vLLM's own terms: ``model_memory_usage`` or the parameters and buffers as loaded (weights),
     ``peak_activation_memory`` less the graph estimate that 0.28 and later count into it, ``total_consumed`` less
     weights (0.28 on) or ``non_torch_memory`` (before), the return of ``capture_model``, ``requested_memory``,
     and the KV tensors' own storage. The CPU backend doesn't measure activations: its ``non_torch_bytes`` is the
@@ -78,8 +78,8 @@ def measure(wrapper: Any) -> dict[str, Any]:
 
         model = getattr(runner, "model", None)
         weights = figure(runner, "model_memory_usage")
-        if not weights and model is not None:
-            weights = storage_bytes([*model.parameters(), *model.buffers()])
+        if not weights:
+            weights = figure(model, "_vllm_autofit_weights_bytes")
         requested = figure(worker, "requested_memory", "requested_cpu_memory")
         activation = figure(worker, "peak_activation_memory")
         consumed = figure(worker, "total_consumed")
