@@ -11,8 +11,9 @@ from typing import Literal
 AUTO_CONTEXT = -1
 """``max_model_len`` value with which vLLM >= 0.14 fits the context to its KV cache (CLI: ``auto``)."""
 
-Source = Literal["user", "record", "estimate", "vllm"]
-"""Who decided a value: the user, a measured start, our arithmetic, or vLLM's own default."""
+Source = Literal["user", "record", "prior", "estimate", "vllm"]
+"""Who decided a value: the user, a measured start, one of another version or device, our arithmetic, or vLLM's own
+default."""
 
 FieldValue = float | int | bool | str | None
 
@@ -103,6 +104,47 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class KvSummary:
+    """The KV cache of a plan, for one engine."""
+
+    bytes_per_token: int
+    """On one rank, where every layer keeps every token."""
+    block_size: int
+    blocks: int
+    tokens: int
+    max_concurrency: float
+    """Requests of the whole context that fit at once, as vLLM counts them."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change that would make a model fit, or fit better."""
+
+    change: str
+    effect_bytes: int
+    """What it gains on each device."""
+    flag: str | None = None
+    """As vLLM's command line takes it; None where it isn't a flag."""
+
+
+@dataclass(frozen=True)
+class Concession:
+    """Something given up so that the model fits, and what that bought on each device."""
+
+    change: str
+    bought_bytes: int
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure the figures are."""
+
+    source: Source
+    error_bars: dict[str, int] = field(default_factory=dict)
+    """Half-width in bytes by term of the budget."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """One decision per field, the budget they come from, and what the user should be told."""
 
@@ -111,6 +153,14 @@ class Plan:
     warnings: tuple[str, ...] = ()
     record_id: str | None = None
     """The record that the plan starts from, if any."""
+    kv: KvSummary | None = None
+    shortfall_bytes: int = 0
+    """What each device lacks; 0 when the model fits."""
+    remedies: tuple[Remedy, ...] = ()
+    """The most useful first."""
+    concessions: tuple[Concession, ...] = ()
+    """In the order in which they were made."""
+    confidence: Confidence = Confidence("estimate")
 
     def decision(self, name: str) -> Decision:
         """The decision about one of ``FIELDS``."""
