@@ -24,7 +24,7 @@ def make_tiny_model(folder: Path, *, context_tokens: int = CONTEXT_TOKENS) -> Pa
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -51,7 +51,7 @@ def make_tiny_embedder(folder: Path) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -65,18 +65,22 @@ def make_tiny_embedder(folder: Path) -> Path:
     return _save(folder, BertModel(config), tokenizer)
 
 
-def _byte_tokenizer() -> Any:
+def byte_tokenizer(vocabulary_size: int = VOCABULARY, special: dict[str, str] | None = None) -> Any:
+    """A tokenizer of ``vocabulary_size`` tokens; ``special`` ones, by role, come right after the bytes and the end."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    vocabulary[END] = len(vocabulary)
-    for index in range(len(vocabulary), VOCABULARY):  # never made from text, but a random model says them
+    for token in (END, *(special or {}).values()):
+        vocabulary[token] = len(vocabulary)
+    for index in range(len(vocabulary), vocabulary_size):  # never made from text, but a random model says them
         vocabulary[f"w{index}"] = index
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, extra_special_tokens=special or {}
+    )
 
 
 def _save(folder: Path, model: Any, tokenizer: Any) -> Path:

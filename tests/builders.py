@@ -10,8 +10,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 from vllm_autofit import FIELDS
+from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts
 from vllm_autofit.experience.record import SCHEMA, Record
-from vllm_autofit.values import DeviceFacts, FieldValue, Request
+from vllm_autofit.values import DeviceFacts, FieldValue, Model, Request
 
 # A busy machine is slow now and then; that says nothing about the code.
 settings.register_profile("vllm-autofit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +44,31 @@ def cuda(total_gib: float = 80, free_gib: float | None = None, **more: Any) -> D
 def host(total_gib: float = 32, free_gib: float | None = None, **more: Any) -> DeviceFacts:
     """The memory of a host."""
     return _device("cpu", "host memory", total_gib, free_gib, {"size_is_fixed": False, **more})
+
+
+def llama(
+    layers: int = 32,
+    hidden: int = 4096,
+    heads: int = 32,
+    kv_heads: int = 8,
+    width: int = 14336,
+    vocabulary: int = 128256,
+    context: int = 131072,
+    **more: Any,
+) -> Model:
+    """A dense decoder, Llama 3.1 8B unless told otherwise, of which only the config is known."""
+    layer = Layer(Attention(heads, kv_heads, 128, 128), Dense(width))
+    facts = ModelFacts(
+        "LlamaForCausalLM",
+        "llama",
+        hidden,
+        vocabulary,
+        (layer,) * layers,
+        context_tokens=context,
+        rotary_size=128,
+        **more,
+    )
+    return Model("some/llama", facts)
 
 
 def record(run_id: str = "20261121T120000Z-1-aaaa", state: str = "serving", **sections: Any) -> Record:

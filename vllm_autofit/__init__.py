@@ -1,14 +1,29 @@
 """vllm-autofit: plain ``vllm serve MODEL`` starts the first time, and gets better with every start.
 
 Here are the names that every process of vLLM's needs, even one in which we are switched off. Importing this package
-imports nothing else: each further module would cost a third of a millisecond in every such process.
+imports nothing else: each further module would cost a third of a millisecond in every such process. ``plan`` is
+imported when it is first asked for.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from vllm_autofit.values import Plan
+
+    plan: Callable[..., Plan]
+    """``vllm_autofit.api.plan``: what a model will take, and which settings fit."""
+else:
+
+    def __getattr__(name: str) -> object:
+        if name != "plan":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return import_module("vllm_autofit.api").plan
+
 
 __version__ = "0.1.0"
 

@@ -46,12 +46,20 @@ class Attention:
     """Of the query, key and value projections."""
     output_bias: bool = False
     query_key_norm: bool = False
+    query_key_norm_wide: bool = False
+    """That norm runs over all heads at once (OLMo 2, MiniMax M2), not over each head."""
     output_gate: bool = False
     """The query projection is twice as wide, half of it a gate (Qwen3-Next, Qwen3.5)."""
     value_is_key: bool = False
     """Keys serve as values too: one projection, though both are cached (Gemma 4's full layers)."""
     sinks: bool = False
     """One learned logit per head (gpt-oss)."""
+    head_gate: bool = False
+    """One gate per head, projected from the hidden state (Step 3.5)."""
+    index_heads: int = 0
+    """Heads of a sparse indexer beside ordinary keys and values (MiniMax M3); 0 without one."""
+    index_head_size: int = 0
+    """What that indexer caches a token: one vector, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,10 @@ class State:
     """mamba1 only."""
     bias: bool = False
     conv_bias: bool = False
+    output_norm: bool = True
+    """A norm before the output projection (mamba2; Falcon-H1 has none unless ``mamba_rms_norm``)."""
+    time_step_norms: bool = False
+    """Norms of the time step, B and C (mamba1 of Jamba)."""
     state_dtype: str | None = None
     """As the config asks for it (``mamba_ssm_cache_dtype`` or ``mamba_ssm_dtype``); None: the model's own."""
 
@@ -120,6 +132,8 @@ class Layer:
     """A dense block beside the experts (Gemma 4's mixtures)."""
     norms: int = 2
     """Vectors of the hidden size."""
+    shares_weights_with: int | None = None
+    """Index of the layer whose attention and feed-forward weights it uses too (Zamba2); its state is its own."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,8 @@ class Quantization:
     ignored: tuple[str, ...] = ()
     """Modules that stay as they are: names, name parts or ``re:`` patterns, as the config lists them."""
     experts_only: bool = False
+    overrides: tuple[tuple[tuple[str, ...], Quantization], ...] = ()
+    """Modules stored in another way (mixed precision): patterns as in ``ignored``, and how. The first match counts."""
     kv_cache_dtype: str | None = None
     """fp8 where the checkpoint brings scales for an fp8 KV cache and asks for it."""
 
@@ -204,6 +220,8 @@ class ModelFacts:
     """What an encoder-decoder's encoder reads at most."""
     notes: tuple[str, ...] = ()
     """What was assumed where the config is silent: shown to the user."""
+    final_norms: int = 1
+    """Vectors of the norm after the last layer: 2 where it has a bias, 0 without one (BERT, OLMo 1)."""
     extra_parameters: int = 0
     """Weights outside of layers, embeddings, head and towers, counted from the config (per-layer embeddings ...)."""
     raw: dict[str, object] = field(default_factory=dict, compare=False, repr=False)

@@ -22,18 +22,25 @@ class Term:
         return round(self.bytes * self.error)
 
 
+KvKind = Literal["full", "sliding", "chunked", "mla", "cross", "state"]
+
+
 @dataclass(frozen=True)
 class KvGroup:
     """Layers that share block tables: one block of the group serves all of them."""
 
-    kind: Literal["full", "sliding", "chunked", "mla", "cross", "state"]
+    kind: KvKind
     layers: int
     block_size: int
     """Tokens."""
     page_bytes: int
-    """Of one block of one layer, padding counted."""
+    """Of one block of one layer, padding counted; of the largest where they differ."""
     window: int | None = None
     """Tokens of a sliding window or a chunk."""
+    in_flight: int = 0
+    """Tokens that are kept beside a window's own: those being computed."""
+    fixed_blocks: int | None = None
+    """Blocks of one sequence, however long it is (states, cross-attention); None where its tokens count."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class KvLayout:
     """Of one block of the pool: ``available // bytes_per_block`` blocks fit."""
     block_size: int
     """Tokens of a block, as vLLM's scheduler counts it."""
+    shards: int = 1
+    """Ranks that a request's tokens are spread over (context parallelism)."""
 
 
 @dataclass(frozen=True)

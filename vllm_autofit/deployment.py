@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 GraphMode = Literal["none", "piecewise", "full", "full_decode_only", "full_and_piecewise"]
@@ -30,6 +30,9 @@ class Deployment:
     device_name: str = ""
     device_total_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
+    cpu_features: frozenset[str] = frozenset()
+    """Of the host, as its flags in ``/proc/cpuinfo`` name them, where vLLM's CPU backend runs on it: ``avx512_bf16``
+    and ``amx_tile`` change its cache."""
     max_model_len: int = 4096
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -71,7 +74,7 @@ class Deployment:
     speculation: Speculation | None = None
     text_only: bool = False
     """No multimodal inputs: towers are neither profiled nor, with ``language_model_only``, loaded."""
-    items_per_prompt: dict[str, int] | None = None
+    items_per_prompt: dict[str, int] | None = field(default=None, hash=False)
     """``limit_mm_per_prompt`` by modality; None: vLLM's own."""
     separate_processes: bool = True
     """Whether engine core and workers are processes of their own."""

@@ -64,3 +64,83 @@ class RecordError(AutofitError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path} is not a readable record ({reason})")
+
+
+class WeightsError(AutofitError):
+    """The weights of a checkpoint can't be counted.
+
+    Attributes:
+        place: the file, folder or hub name.
+        reason: the first thing that is wrong with it.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place = place
+        self.reason = reason
+        super().__init__(f"cannot count the weights of {place}: {reason}. The estimate falls back to the config alone")
+
+
+class ConfigError(AutofitError):
+    """A model's config can't be read, or says something that can't be.
+
+    Attributes:
+        where: the file, or the name of the field (``text_config.hidden_size``).
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, where: str, reason: str, remedy: str) -> None:
+        self.where = where
+        self.reason = reason
+        super().__init__(f"cannot read the model's config: {where}: {reason}. {remedy}")
+
+
+class UnknownModelError(AutofitError):
+    """The config is sound, but its model isn't one that we know the memory of.
+
+    Attributes:
+        architecture: what the config names, or its ``model_type``.
+        reason: why it isn't understood.
+    """
+
+    def __init__(self, architecture: str, reason: str) -> None:
+        self.architecture = architecture
+        self.reason = reason
+        super().__init__(
+            f"the memory of {architecture} can't be told from its config ({reason}). "
+            "vLLM decides as it would without us"
+        )
+
+
+class FlagError(AutofitError):
+    """An option that vLLM, or this command, doesn't have, or a value that it wouldn't take.
+
+    Attributes:
+        flag: the option, as it was typed.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, flag: str, problem: str, remedy: str) -> None:
+        self.flag = flag
+        self.problem = problem
+        super().__init__(f"{flag}: {problem}. {remedy}")
+
+
+class UnknownDeviceError(AutofitError):
+    """A device name that the catalogue doesn't know, or that means several of its devices.
+
+    Attributes:
+        name: as the user typed it.
+        candidates: names from the catalogue that it could mean, the likeliest first.
+    """
+
+    def __init__(self, name: str, candidates: tuple[str, ...], *, ambiguous: bool) -> None:
+        self.name = name
+        self.candidates = candidates
+        listed = ", ".join(candidates)
+        if ambiguous:
+            super().__init__(f"{name!r} means several devices: {listed}. Name one of them")
+        else:
+            close = f"Close to it: {listed}. " if listed else ""
+            super().__init__(
+                f"no device {name!r} is known. {close}For any other device, give its memory in GiB with --gpu-memory"
+            )

@@ -6,7 +6,6 @@ A bad value never stops vLLM: it becomes one warning (value, what was expected, 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from vllm_autofit import OFF
+from vllm_autofit.units import size, tokens
 from vllm_autofit.values import Rules
 
 POLICIES = ("balanced", "throughput", "context", "safe")
@@ -23,8 +23,6 @@ DEFAULT_MIN_CONTEXT_TOKENS = 4096
 
 Mode = Literal["on", "observe", "off"]
 _T = TypeVar("_T")
-
-_UNITS = {"": 2**30, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,11 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     policy = read("VLLM_AUTOFIT_POLICY", _policy, "balanced", "one of " + ", ".join(POLICIES))
     min_context = read(
         "VLLM_AUTOFIT_MIN_CONTEXT",
-        _tokens,
+        tokens,
         DEFAULT_MIN_CONTEXT_TOKENS,
         "a positive number of tokens such as 8192 or 8K",
     )
-    headroom = read("VLLM_AUTOFIT_HEADROOM", _size, no_headroom, "a size such as 1.5GiB, 800MiB or 2 (GiB)")
+    headroom = read("VLLM_AUTOFIT_HEADROOM", size, no_headroom, "a size such as 1.5GiB, 800MiB or 2 (GiB)")
     cache_dir = read("VLLM_AUTOFIT_CACHE_DIR", _folder, home, "a folder")
     if cache_dir is home and homeless:
         warnings.append(homeless)
@@ -93,32 +91,6 @@ def _policy(text: str) -> str:
     if text.lower() not in POLICIES:
         raise ValueError(text)
     return text.lower()
-
-
-def _tokens(text: str) -> int:
-    """Tokens as vLLM's own command line writes them: ``8192``, ``8k`` and ``25.6k`` (x 1000), ``8K`` (x 1024)."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)|(\d+(?:\.\d+)?)([kmgt])", text)
-    if match is None:
-        raise ValueError(text)
-    if match[1] is not None:
-        tokens: int = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
-    else:
-        tokens = int(float(match[3]) * 1000 ** " kmgt".index(match[4]))
-    if not 0 < tokens <= 2**40:
-        raise ValueError(text)
-    return tokens
-
-
-def _size(text: str) -> int:
-    """Bytes. Units are powers of 1024 whether written GiB, GB or G; a bare number is GiB, as on screen."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", text.lower())
-    if match is None or (match[3] == "ib" and not match[2]):
-        raise ValueError(text)
-    unit = match[2] or ("b" if match[3] == "b" else "")
-    size = float(match[1]) * _UNITS[unit]
-    if size > 2**50:
-        raise ValueError(text)
-    return int(size)
 
 
 def _folder(text: str) -> Path:

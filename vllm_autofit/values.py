@@ -1,4 +1,4 @@
-"""The plain data that flows along the line: request and devices in, plan out. No behaviour, no imports.
+"""The plain data that flows along the line: request and devices in, plan out. No behaviour.
 
 Units are bytes and tokens. Everything is frozen: a room returns new data, it never edits what it was given.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from vllm_autofit.architecture import ModelFacts, Tensor
 
 AUTO_CONTEXT = -1
 """``max_model_len`` value with which vLLM >= 0.14 fits the context to its KV cache (CLI: ``auto``)."""
@@ -54,6 +56,28 @@ class DeviceFacts:
     """Worker processes that will share the device."""
     size_is_fixed: bool = True
     """False where the total moves between starts (host memory of a virtual machine)."""
+    compute_capability: tuple[int, int] | None = None
+    """CUDA's, None where it isn't known."""
+    cpu_features: tuple[str, ...] = ()
+    """Of a host: those flags of its processor that change vLLM's KV cache."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What could be read about a model before anything is loaded."""
+
+    name: str
+    facts: ModelFacts | None = None
+    """None where the config isn't understood; then nothing is estimated."""
+    tensors: tuple[Tensor, ...] = ()
+    weights_source: str = ""
+    """Where the tensors' sizes come from: headers in a folder, in the local hub cache or on the hub, or the config."""
+    exact: bool = False
+    """Whether the sizes are those of the checkpoint itself."""
+    draft: Model | None = None
+    """The checkpoint that drafts in speculative decoding, where it has its own."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how it was read."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where the memory of the tightest device goes. ``asked`` is per rank; the rest is per device."""
+    """Where the memory of the tightest device goes. ``asked`` is per rank; the rest is per device.
+
+    What others hold, the start-up overhead, what is asked and what is left make up the total. What is asked is split
+    into weights, activations, CUDA graphs, non-torch memory and the KV cache where the model was weighed.
+    """
 
     device: str
     total_bytes: int
@@ -101,6 +129,24 @@ class Budget:
     headroom_source: Source
     asked_bytes: int
     ranks: int
+    weights_bytes: int = 0
+    activations_bytes: int = 0
+    cuda_graphs_bytes: int = 0
+    non_torch_bytes: int = 0
+    kv_cache_bytes: int = 0
+    graphs_beside_bytes: int = 0
+    """CUDA graphs that this vLLM doesn't count into what it asks for: it is asked for less."""
+
+    @property
+    def unavailable_bytes(self) -> int:
+        """What other processes, the operating system and the driver hold."""
+        return self.total_bytes - self.free_bytes
+
+    @property
+    def left_bytes(self) -> int:
+        """What nobody takes: the headroom, and more where the user fixed a smaller share. 0 where nothing fits."""
+        taken = self.weights_bytes + self.activations_bytes + self.cuda_graphs_bytes + self.non_torch_bytes
+        return max(0, self.free_bytes - self.startup_overhead_bytes - taken - self.kv_cache_bytes)
 
 
 @dataclass(frozen=True)
@@ -153,7 +199,10 @@ class Plan:
     warnings: tuple[str, ...] = ()
     record_id: str | None = None
     """The record that the plan starts from, if any."""
+    estimated: bool = False
+    """Whether what the model takes was weighed; else only the device was."""
     kv: KvSummary | None = None
+    """None: not weighed, or a model without a KV cache."""
     shortfall_bytes: int = 0
     """What each device lacks; 0 when the model fits."""
     remedies: tuple[Remedy, ...] = ()
@@ -168,8 +217,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether there is a utilisation to ask for: the device could be read and has room."""
-        return self.decision("gpu_memory_utilization").suggested is not None
+        """Whether there is a utilisation to ask for, and, where the model was weighed, room for it."""
+        return self.decision("gpu_memory_utilization").suggested is not None and not self.shortfall_bytes
 
     @property
     def filled(self) -> dict[str, FieldValue]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import GIB, record
+from tests.builders import record
 from vllm_autofit import __version__
-from vllm_autofit.cli.main import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_OK, main
+from vllm_autofit.cli.main import EXIT_BAD_INPUT, EXIT_OK, main
 from vllm_autofit.experience.store import Store
 
 KEY = "0123456789abcdef"
@@ -179,39 +179,7 @@ def test_a_history_that_can_not_be_read_is_bad_input(
     assert "VLLM_AUTOFIT_CACHE_DIR" in output.err
 
 
-# plan
-
-
-def test_plan_shows_what_a_start_here_would_ask_for(on_the_host: None, capsys: Captured) -> None:
-    assert main(["plan"]) == EXIT_OK
-    output = capsys.readouterr().out
-    assert "The tightest is host memory:" in output
-    assert "As flags: --gpu-memory-utilization 0." in output
-
-
-def test_plan_as_json_is_the_whole_plan(on_the_host: None, capsys: Captured) -> None:
-    assert main(["plan", "--format", "json"]) == EXIT_OK
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["devices"][0]["name"] == "host memory"
-    assert [each["field"] for each in plan["decisions"]][:2] == ["gpu_memory_utilization", "max_model_len"]
-    budget = plan["budget"]
-    assert budget["headroom_bytes"] == 0
-    assert budget["asked_bytes"] == budget["free_bytes"] - budget["startup_overhead_bytes"]
-    assert plan["warnings"] == []
-
-
-def test_plan_follows_the_settings(on_the_host: None, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setenv("VLLM_AUTOFIT_HEADROOM", "1.5GiB")
-    main(["plan", "--format", "json"])
-    assert json.loads(capsys.readouterr().out)["budget"]["headroom_bytes"] == 3 * GIB // 2
-
-
-def test_a_machine_that_is_too_full_has_an_exit_status_of_its_own(
-    on_the_host: None, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.setenv("VLLM_AUTOFIT_HEADROOM", "1000TiB")
-    assert main(["plan"]) == EXIT_DOES_NOT_FIT
-    assert "warning: nothing fits: " in capsys.readouterr().out
+# both
 
 
 @pytest.mark.parametrize("command", ["plan", "history"])

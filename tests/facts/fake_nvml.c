@@ -154,6 +154,14 @@ int nvmlDeviceGetMemoryInfo(device *d, memory *m) {
     return SUCCESS;
 }
 
+int nvmlDeviceGetCudaComputeCapability(device *d, int *major, int *minor) {
+    CHECK();
+    if (d->parent)
+        return NOT_SUPPORTED;
+    *major = 9, *minor = 0;
+    return SUCCESS;
+}
+
 int nvmlDeviceGetMigMode(device *d, unsigned int *current, unsigned int *pending) {
     CHECK();
     if (d->parent)

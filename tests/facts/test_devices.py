@@ -153,15 +153,26 @@ def ask(
     settings = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": order}
     environ = {name: value for name, value in settings.items() if value is not None}
     answer = run(PROBE, [environ, ranks, device_ids], driver, machine, fails)
-    return Answer(**{**answer, "devices": [DeviceFacts(**device) for device in answer["devices"]]})
+    return Answer(**{**answer, "devices": [_device(device) for device in answer["devices"]]})
+
+
+def _device(fields: dict[str, Any]) -> DeviceFacts:
+    """JSON has no tuples."""
+    whole: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in fields.items()}
+    return DeviceFacts(**whole)
 
 
 def test_one_device(driver: Path) -> None:
     answer = ask(driver, FOUR[:1])
-    assert answer.devices == [
-        DeviceFacts(kind="cuda", index=0, name=H100, total_bytes=80 * GIB, free_bytes=70 * GIB, ranks=1)
-    ]
+    assert answer.devices == [DeviceFacts("cuda", 0, H100, 80 * GIB, 70 * GIB, ranks=1, compute_capability=(9, 0))]
     assert answer.left_open == 0
+
+
+def test_a_compute_capability_that_the_driver_does_not_tell(driver: Path) -> None:
+    answer = ask(driver, FOUR[:1], fails="nvmlDeviceGetCudaComputeCapability=3")
+    assert [device.compute_capability for device in answer.devices] == [None]
+    slices = ask(driver, [partitioned((0, SMALL_SLICE))], SMALL_SLICE.uuid)
+    assert [device.compute_capability for device in slices.devices] == [None]
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,33 @@ pytestmark = pytest.mark.vllm
 NOT_IN_A_START = (
     "vllm_autofit.cli",
     "vllm_autofit.__main__",
+    "vllm_autofit.answer",
+    "vllm_autofit.api",
+    "vllm_autofit.facts.catalogue",
+    "vllm_autofit.facts.serve_options",
+    "vllm_autofit.render.document",
     "vllm_autofit.render.history",
+    "vllm_autofit.render.launch",
+    "vllm_autofit.render.options",
     "vllm_autofit.render.plan",
 )
 """The command's own rooms: vLLM never runs them."""
+
+THE_ESTIMATOR = (
+    "vllm_autofit.facts.checkpoint",
+    "vllm_autofit.facts.config",
+    "vllm_autofit.facts.families",
+    "vllm_autofit.facts.safetensors",
+    "vllm_autofit.facts.weights",
+    "vllm_autofit.hooks.model_config",
+    "vllm_autofit.memory",
+    "vllm_autofit.planning",
+)
+"""Rooms of arithmetic behind one net of their own: one function of each stands for the others. Without the estimate,
+the plan is for the device alone."""
+
+SHARED_WITH_THE_PLAN = ("vllm_autofit.memory.budget", "vllm_autofit.memory.overhead", "vllm_autofit.planning.planner")
+"""Of those, what the plan for the device needs too."""
 
 THE_NET = {
     "vllm_autofit.hooks.guard": "it is what catches the others",
@@ -150,25 +173,48 @@ def test_a_start_runs_most_of_our_functions(reached: set[str]) -> None:
     assert len(reached & set(FUNCTIONS)) > len(FUNCTIONS) / 2
 
 
-@pytest.mark.parametrize("target", [name for name in FUNCTIONS if not name.startswith(AFTER_THE_CONFIG)])
+ON_THE_WAY = [name for name in FUNCTIONS if not name.startswith(AFTER_THE_CONFIG)]
+
+
+@pytest.mark.parametrize("target", [name for name in ON_THE_WAY if not name.startswith(THE_ESTIMATOR)])
 def test_a_broken_function_leaves_the_config_to_vllm(
     target: str, reached: set[str], tiny_model: Path, small_start: None
 ) -> None:
     _needs(target, reached)
 
-    def child() -> tuple[bool, list[str], Any]:
-        called = sabotage(target)
-        from vllm.engine.arg_utils import EngineArgs
-
-        config = EngineArgs(model=str(tiny_model)).create_engine_config()
-        cache, model = config.cache_config, config.model_config
-        return bool(called), _warnings(), (type(cache.gpu_memory_utilization), type(model.enforce_eager))
-
-    was_called, warnings, types = run_forked(child)
+    was_called, warnings, types, _planned = run_forked(lambda: _config_with_broken(target, tiny_model))
 
     assert was_called
     assert len(warnings) == 1, warnings
     assert types == (float, bool)
+
+
+@pytest.mark.parametrize(
+    "module", sorted({name.partition(":")[0] for name in ON_THE_WAY if name.startswith(THE_ESTIMATOR)})
+)
+def test_a_broken_estimate_leaves_the_plan_for_the_device(
+    module: str, reached: set[str], tiny_model: Path, small_start: None
+) -> None:
+    used = [name for name in ON_THE_WAY if name.startswith(f"{module}:") and name in reached]
+    if not used:
+        pytest.skip("not on the way of a start that succeeds on this machine")
+
+    was_called, warnings, types, planned = run_forked(lambda: _config_with_broken(used[0], tiny_model))
+
+    assert was_called
+    assert len(warnings) == 1, warnings
+    assert types == (float, bool)
+    assert planned or used[0].startswith(SHARED_WITH_THE_PLAN)
+
+
+def _config_with_broken(target: str, model: Path) -> tuple[bool, list[str], Any, bool]:
+    """Whether it was called, our warnings, the types that vLLM got, and whether there was a plan all the same."""
+    called = sabotage(target)
+    from vllm.engine.arg_utils import EngineArgs
+
+    config = EngineArgs(model=str(model)).create_engine_config()
+    types = (type(config.cache_config.gpu_memory_utilization), type(config.model_config.enforce_eager))
+    return bool(called), _warnings(), types, "vllm-autofit: set gpu_memory_utilization" in printed()
 
 
 @pytest.mark.e2e

@@ -6,7 +6,8 @@ import pytest
 
 from tests.builders import GIB, cuda, host, request
 from vllm_autofit.planning.planner import make_plan
-from vllm_autofit.render.line import flags, plan_line, shown
+from vllm_autofit.render.line import flags, plan_line
+from vllm_autofit.render.options import shown
 from vllm_autofit.values import AUTO_CONTEXT, FieldValue, Lessons, Plan, Request, Rules
 
 RUN = "20261121T120000Z-1-aaaa"

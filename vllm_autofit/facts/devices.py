@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from vllm_autofit.errors import DeviceError
 from vllm_autofit.values import DeviceFacts
+
+CPU_FEATURES = ("avx512_bf16", "amx_tile")
+"""By their names in ``/proc/cpuinfo``: vLLM 0.32's CPU backend lays out its KV cache by them."""
 
 Place = int | str
 """Where NVML finds a device: its number there, or the UUID of a MIG instance."""
@@ -65,7 +69,18 @@ def host_memory(ranks: int = 1) -> DeviceFacts:
         free_bytes=memory.available,
         ranks=ranks,
         size_is_fixed=False,
+        cpu_features=cpu_features(),
     )
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Those of ``CPU_FEATURES`` that this host's processor has; none where the system doesn't tell."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    except OSError:
+        return ()
+    return tuple(feature for feature in CPU_FEATURES if feature in flags)
 
 
 def visible_device_count(environ: Mapping[str, str]) -> int:
@@ -186,7 +201,22 @@ def _read(nvml: Any, index: int, place: Place) -> DeviceFacts:
         # takes the host's available memory as free there.
         host = psutil.virtual_memory()
         total, free = host.total, host.available
-    return DeviceFacts(kind="cuda", index=index, name=name, total_bytes=total, free_bytes=free)
+    return DeviceFacts(
+        kind="cuda",
+        index=index,
+        name=name,
+        total_bytes=total,
+        free_bytes=free,
+        compute_capability=_compute_capability(nvml, handle),
+    )
+
+
+def _compute_capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except nvml.NVMLError:
+        return None  # a MIG instance, or a driver that doesn't know: nothing depends on it but fp8
+    return int(major), int(minor)
 
 
 def _everyone(nvml: Any) -> list[DeviceFacts]:

@@ -14,7 +14,7 @@ KNOBS = (
     # the model as it is loaded
     "dtype", "quantization", "load_format", "hf_overrides", "runner", "convert", "model_impl",
     "cpu_offload_gb", "offload_group_size", "enable_lora", "max_loras", "max_lora_rank", "limit_mm_per_prompt",
-    "mm_encoder_tp_mode", "speculative_config", "enable_sleep_mode",
+    "language_model_only", "mm_encoder_tp_mode", "speculative_config", "enable_sleep_mode",
     # how it is spread
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",
     "prefill_context_parallel_size", "decode_context_parallel_size", "enable_expert_parallel", "enable_dbo",
@@ -22,9 +22,10 @@ KNOBS = (
     # batches and the KV cache
     "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes", "num_gpu_blocks_override",
     "enable_prefix_caching", "enable_chunked_prefill", "kv_offloading_size", "mamba_cache_dtype",
-    "mamba_ssm_cache_dtype", "mamba_block_size", "disable_hybrid_kv_cache_manager",
+    "mamba_ssm_cache_dtype", "mamba_block_size", "mamba_cache_mode", "disable_hybrid_kv_cache_manager",
     # compilation and kernels
-    "compilation_config", "optimization_level", "attention_backend", "performance_mode",
+    "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "optimization_level",
+    "attention_backend", "performance_mode",
 )  # fmt: skip
 """Settings of ``EngineArgs`` (vLLM 0.32) that memory depends on, beside our five. Those an older vLLM lacks are
 skipped."""

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from vllm_autofit.errors import AutofitError, DeviceError
@@ -18,8 +19,10 @@ from vllm_autofit.experience.store import Store
 from vllm_autofit.facts.model import ModelIdentity, identify
 from vllm_autofit.facts.request import read_request
 from vllm_autofit.hooks import platform
-from vllm_autofit.hooks.guard import logger
+from vllm_autofit.hooks.guard import attempt, logger
+from vllm_autofit.hooks.model_config import model_of
 from vllm_autofit.hooks.runs import Run, new_run
+from vllm_autofit.planning.defaults import NEWEST, Usage, parsed_version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.render.line import plan_line
 from vllm_autofit.settings import Settings, read_settings
@@ -33,6 +36,10 @@ IDENTIFYING_KNOBS = (
     "data_parallel_size",
 )
 """As requested; what vLLM made of ``auto`` stands beside each engine's measurements."""
+
+
+USAGES: dict[str, Usage] = {"LLM_CLASS": "llm", "OPENAI_API_SERVER": "server"}
+"""By vLLM's usage context."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,7 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
     version = vllm_version()
     key = start_key(model, request, devices, version, launch)
     lessons = _lessons(settings, key)
-    plan = make_plan(
-        request,
-        devices,
-        lessons or Lessons(),
-        settings.rules,
-        separate_processes=_separate_processes(launch),
-        context_automatic=_context_automatic(),
-    )
+    plan = _plan(engine_args, request, devices, lessons or Lessons(), settings, version, launch)
     identity = _identity(model, request, devices, version, launch)
     run = new_run(
         key,
@@ -91,6 +91,32 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
         logger.warning("vllm-autofit: %s.", warning)
     logger.info("vllm-autofit: %s", plan_line(plan, run["run_id"], observing=settings.mode == "observe"))
     return Launch(settings, plan, run)
+
+
+def _plan(
+    engine_args: Any,
+    request: Request,
+    devices: list[DeviceFacts],
+    lessons: Lessons,
+    settings: Settings,
+    version: str,
+    launch: str,
+) -> Plan:
+    """With the model weighed; should that fail, a plan for the devices alone, which asks for all that is free too."""
+    decide = partial(
+        make_plan,
+        request,
+        devices,
+        lessons,
+        settings.rules,
+        version=parsed_version(version) or NEWEST,
+        usage=USAGES.get(launch, "engine"),
+        separate_processes=_separate_processes(launch),
+        context_automatic=_context_automatic(),
+    )
+    model = attempt("reading the model", model_of, engine_args, request)
+    weighed = None if model is None else attempt("weighing the model", decide, model=model)
+    return weighed or decide()
 
 
 def _lessons(settings: Settings, key: str) -> Lessons | None:
@@ -171,5 +197,10 @@ def _account(plan: Plan, settings: Settings) -> dict[str, Any]:
         "record": plan.record_id,
         "budget": None if plan.budget is None else asdict(plan.budget),
         "decisions": [asdict(decision) for decision in plan.decisions],
+        "estimated": plan.estimated,
+        "kv": None if plan.kv is None else asdict(plan.kv),
+        "shortfall_bytes": plan.shortfall_bytes,
+        "concessions": [asdict(concession) for concession in plan.concessions],
+        "confidence": asdict(plan.confidence),
         "warnings": list(plan.warnings),
     }

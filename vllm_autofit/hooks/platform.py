@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from vllm_autofit.errors import DeviceError
-from vllm_autofit.facts.devices import host_memory, nvidia_devices, visible_device_count
+from vllm_autofit.facts.devices import cpu_features, host_memory, nvidia_devices, visible_device_count
 from vllm_autofit.facts.request import local_ranks
 from vllm_autofit.values import DeviceFacts
 
@@ -81,4 +81,5 @@ def _memory_node(resources: Any, node: int, ranks: int) -> DeviceFacts:
         free_bytes=int(memory.available_memory),
         ranks=ranks,
         size_is_fixed=False,
+        cpu_features=cpu_features(),
     )

@@ -1,16 +1,19 @@
 """Decides a value, a source and a reason for each of the five fields.
 
-Today's planner fills two: how much of the device to ask for, and a context that vLLM fits to its own KV cache. The
-other three stay vLLM's until a concession needs them.
+Without a model: how much of the device to ask for, and a context that vLLM fits to its own KV cache. With one: what
+must be given up so that it fits, how many sequences it can hold, and, where nothing helps, how much is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vllm_autofit import FIELDS
 from vllm_autofit.memory.budget import asked_bytes, utilization
 from vllm_autofit.memory.overhead import GIB, headroom, startup_overhead
+from vllm_autofit.planning.defaults import CONTEXT_AUTOMATIC_SINCE, NEWEST, Usage, Version
+from vllm_autofit.planning.weighing import Weighing, weigh_model
 from vllm_autofit.values import (
     AUTO_CONTEXT,
     Budget,
@@ -18,6 +21,7 @@ from vllm_autofit.values import (
     DeviceFacts,
     FieldValue,
     Lessons,
+    Model,
     Plan,
     Request,
     Rules,
@@ -34,8 +38,11 @@ def make_plan(
     lessons: Lessons,
     rules: Rules,
     *,
+    model: Model | None = None,
+    version: Version = NEWEST,
+    usage: Usage = "server",
     separate_processes: bool = True,
-    context_automatic: bool = True,
+    context_automatic: bool | None = None,
 ) -> Plan:
     """The plan for one start.
 
@@ -44,23 +51,48 @@ def make_plan(
         devices: the devices that the local ranks will use; empty when they can't be read, then vLLM decides.
         lessons: what earlier starts under the same key taught.
         rules: the user's settings.
+        model: what could be read about the model; without its facts nothing is weighed.
+        version: of vLLM.
+        usage: what starts; vLLM's batch defaults depend on it.
         separate_processes: whether engine core and workers are processes of their own.
-        context_automatic: whether this vLLM fits ``max_model_len`` by itself and tells its API server.
+        context_automatic: whether this vLLM fits ``max_model_len`` by itself and tells its API server; None: as its
+            version does.
     """
+    if context_automatic is None:
+        context_automatic = version >= CONTEXT_AUTOMATIC_SINCE
     warnings = _uncertain_devices(request, devices)
-    budget = _tightest([_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices])
+    budgets = [_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices]
+    budget, weighing = _tightest(budgets), None
+    if budget is not None and model is not None and model.facts is not None:
+        device = devices[budgets.index(budget)]
+        weighing = weigh_model(
+            model, request, device, budget, rules, version=version, usage=usage, separate_processes=separate_processes
+        )
+        budget = weighing.budget
+        warnings += weighing.warnings
     decisions = {
         "gpu_memory_utilization": _utilization(request, budget, warnings),
-        "max_model_len": _context(request, rules, context_automatic),
+        "max_model_len": _context(request, rules, context_automatic, weighing),
     }
     for name in FIELDS:
-        decisions.setdefault(name, _left_alone(request, name))
+        decisions.setdefault(name, _conceded(request, name, weighing) or _left_alone(request, name))
     used_record = budget is not None and budget.startup_overhead_source == "record"
-    return Plan(
+    plan = Plan(
         decisions=tuple(decisions[name] for name in FIELDS),
         budget=budget,
         warnings=tuple(warnings),
         record_id=lessons.record_id if used_record else None,
+    )
+    if weighing is None:
+        return plan
+    return replace(
+        plan,
+        estimated=True,
+        kv=weighing.kv,
+        shortfall_bytes=weighing.shortfall_bytes,
+        remedies=weighing.remedies,
+        concessions=weighing.concessions,
+        confidence=weighing.confidence,
     )
 
 
@@ -93,8 +125,10 @@ def _believable(measured: int, estimate: int) -> int:
 
 
 def _tightest(budgets: Sequence[Budget]) -> Budget | None:
-    """vLLM has one utilisation for all devices, so the device that can give the smallest share decides."""
-    return min(budgets, key=lambda b: b.asked_bytes / b.total_bytes, default=None)
+    """vLLM has one utilisation for all devices: one that has no room at all decides, else that with the least share."""
+    return min(
+        budgets, key=lambda b: (b.asked_bytes >= SMALLEST_ASK_BYTES, b.asked_bytes / b.total_bytes), default=None
+    )
 
 
 def _uncertain_devices(request: Request, devices: Sequence[DeviceFacts]) -> list[str]:
@@ -123,6 +157,8 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
         )
         if budget.ranks > 1:
             why += f", over {budget.ranks} ranks"
+        if budget.graphs_beside_bytes > 0:
+            why += f", and {budget.graphs_beside_bytes / GIB:.2f} for CUDA graphs, which this vLLM doesn't count"
         if budget.asked_bytes >= SMALLEST_ASK_BYTES:
             # None where the device is so large that this is less than one step.
             suggested = utilization(budget.asked_bytes, budget.total_bytes) or None
@@ -141,22 +177,32 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
     return Decision(name, suggested, source, why, suggested)
 
 
-def _context(request: Request, rules: Rules, automatic: bool) -> Decision:
+def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing | None) -> Decision:
     name = "max_model_len"
     if name in request.set_by_user:
         return Decision(name, request.values[name], "user", "set by you")
-    if not automatic:
-        return _left_alone(request, name, "this vLLM can't fit the context by itself")
     if request.spans_nodes:
         return _left_alone(request, name, "every node must agree on it, and each would fit its own")
-    return Decision(
-        name,
-        AUTO_CONTEXT,
-        "estimate",
+    bounded = weighing is not None and weighing.context_is_bounded
+    if weighing is not None and (bounded or (not automatic and weighing.context_is_conceded)):
+        return Decision(name, weighing.context, "estimate", weighing.context_why, weighing.context)
+    if not automatic:
+        return _left_alone(request, name, "this vLLM can't fit the context by itself")
+    why = (
         "vLLM keeps the model's own context, or the longest that fits its KV cache "
-        f"(you are told if that is under {rules.min_context_tokens} tokens)",
-        AUTO_CONTEXT,
+        f"(you are told if that is under {rules.min_context_tokens} tokens)"
     )
+    if weighing is not None:
+        why += f"; {weighing.context_why}"
+    return Decision(name, AUTO_CONTEXT, "estimate", why, AUTO_CONTEXT)
+
+
+def _conceded(request: Request, name: str, weighing: Weighing | None) -> Decision | None:
+    """A field that the weighing changed, and that the user left open."""
+    if weighing is None or name in request.set_by_user or name not in weighing.changed:
+        return None
+    value, why = weighing.changed[name]
+    return Decision(name, value, "estimate", why, value)
 
 
 def _left_alone(request: Request, name: str, why: str = "no need to change it") -> Decision:

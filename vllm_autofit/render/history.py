@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from vllm_autofit.memory.overhead import GIB
-from vllm_autofit.render.line import shown
+from vllm_autofit.render.options import shown
 
 Record = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vllm_autofit.values import AUTO_CONTEXT, FieldValue, Plan
+from vllm_autofit.render.options import option_words, shown
+from vllm_autofit.values import FieldValue, Plan
 
 
 def plan_line(plan: Plan, run_id: str, *, observing: bool = False) -> str:
@@ -13,7 +14,7 @@ def plan_line(plan: Plan, run_id: str, *, observing: bool = False) -> str:
         run_id: the start, for ``vllm-autofit history show``.
         observing: whether nothing was changed.
     """
-    parts = [_filled(plan, observing), *_users(plan)]
+    parts = [_filled(plan, observing), *_given_up(plan), *_users(plan)]
     if plan.record_id is not None:
         parts.append(f"from the record of start {plan.record_id}")
     if plan.filled and not observing:
@@ -24,14 +25,7 @@ def plan_line(plan: Plan, run_id: str, *, observing: bool = False) -> str:
 
 def flags(values: dict[str, FieldValue]) -> str:
     """Field values as command-line flags of vLLM's."""
-    words = []
-    for name, value in values.items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        else:
-            words.append(f"{option} {shown(name, value)}")
-    return " ".join(words)
+    return " ".join(word for name, value in values.items() for word in option_words(name, value))
 
 
 def _filled(plan: Plan, observing: bool) -> str:
@@ -42,6 +36,12 @@ def _filled(plan: Plan, observing: bool) -> str:
     utilization = plan.decision("gpu_memory_utilization")
     why = f" ({utilization.why})" if utilization.field in plan.filled else ""
     return f"{verb} {values}{why}"
+
+
+def _given_up(plan: Plan) -> list[str]:
+    """What was conceded so that the model fits, beside a context that vLLM may yet find room for."""
+    given = [each.change for each in plan.concessions if not each.change.startswith("context")]
+    return [f"so that it fits: {', '.join(given)}"] if given else []
 
 
 def _users(plan: Plan) -> list[str]:
@@ -55,8 +55,3 @@ def _users(plan: Plan) -> list[str]:
             text += f", vllm-autofit would have chosen {shown(decision.field, decision.suggested)}"
         said.append(text)
     return said
-
-
-def shown(name: str, value: FieldValue) -> str:
-    """A field's value as a user would type it."""
-    return "auto" if name == "max_model_len" and value == AUTO_CONTEXT else str(value)

@@ -1,0 +1,158 @@
+"""Every value that vLLM would fill in: by vLLM's own rules, and against vLLM's own code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.builders import GIB, cuda, host, request
+from tests.conftest import Forked
+from vllm_autofit.architecture import ModelFacts
+from vllm_autofit.deployment import Deployment, Speculation
+from vllm_autofit.planning.defaults import Usage, Version, deployment_of, parsed_version
+from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue
+
+FACTS = ModelFacts("LlamaForCausalLM", "llama", hidden_size=64, vocabulary=1000, layers=(), context_tokens=32768)
+
+
+def deployed(
+    device: DeviceFacts | None = None,
+    fields: dict[str, FieldValue] | None = None,
+    facts: ModelFacts = FACTS,
+    version: Version = (0, 32),
+    usage: Usage = "server",
+    **knobs: object,
+) -> Deployment:
+    return deployment_of(request(fields, knobs=knobs), facts, device or cuda(80), version=version, usage=usage)
+
+
+@pytest.mark.parametrize(
+    ("device", "usage", "version", "batched", "sequences"),
+    [
+        (cuda(24), "server", (0, 32), 2048, 256),
+        (cuda(24), "llm", (0, 32), 8192, 256),
+        (cuda(80), "server", (0, 11), 8192, 1024),
+        (cuda(80), "llm", (0, 32), 16384, 1024),
+        (replace(cuda(80), name="NVIDIA A100-SXM4-80GB"), "server", (0, 32), 2048, 256),
+        (cuda(180), "server", (0, 27), 8192, 1024),
+        (cuda(180), "server", (0, 28), 16384, 1024),
+        (host(), "server", (0, 32), 2048, 128),
+        (host(), "llm", (0, 32), 4096, 256),
+        (cuda(80), "engine", (0, 32), 2048, 128),
+    ],
+)
+def test_batches_by_device_launch_and_version(
+    device: DeviceFacts, usage: Usage, version: Version, batched: int, sequences: int
+) -> None:
+    found = deployed(device, usage=usage, version=version)
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (batched, sequences)
+
+
+@pytest.mark.vllm
+def test_batches_are_those_of_the_installed_vllm(forked: Forked) -> None:
+    devices = [
+        replace(cuda(total_gib), name=name)
+        for total_gib in (8, 24, 69.9, 70, 80, 141, 160, 268)
+        for name in ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+    ]
+    usages: dict[str, Usage] = {"LLM_CLASS": "llm", "OPENAI_API_SERVER": "server"}
+
+    def ask() -> list[dict[str, tuple[int, int]]]:
+        import vllm.engine.arg_utils as arg_utils
+
+        module: Any = arg_utils
+        answers = []
+        for device in devices:
+            module.current_platform = SimpleNamespace(
+                get_device_total_memory=lambda device=device: device.total_bytes,
+                get_device_name=lambda device=device: device.name,
+                is_tpu=lambda: False,
+                is_cpu=lambda: False,
+            )
+            tokens, sequences = arg_utils.EngineArgs.get_batch_defaults(1)
+            answers.append({context.name: (tokens[context], sequences[context]) for context in tokens if context})
+        return answers
+
+    for device, theirs in zip(devices, forked(ask), strict=True):
+        for context, usage in usages.items():
+            ours = deployed(device, usage=usage)
+            assert (ours.max_num_batched_tokens, ours.max_num_seqs) == theirs[context], device
+
+
+def test_ranks_share_the_cpu_backends_batches() -> None:
+    found = deployed(host(), tensor_parallel_size=2)
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (4096, 256)
+
+
+def test_a_short_context_bounds_the_batch_and_the_batch_the_sequences() -> None:
+    found = deployed(fields={"max_model_len": 4, "max_num_seqs": 10})
+    assert found.max_num_batched_tokens == 40
+    found = deployed(max_num_batched_tokens=100)
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (100, 100)
+
+
+def test_without_chunked_prefill_a_whole_prompt_is_one_batch() -> None:
+    assert deployed(enable_chunked_prefill=False).max_num_batched_tokens == 32768
+
+
+@pytest.mark.parametrize(("asked", "context"), [(None, 32768), (AUTO_CONTEXT, 32768), (1000, 1000)])
+def test_the_context_is_the_users_or_the_models(asked: int | None, context: int) -> None:
+    assert deployed(fields={"max_model_len": asked}).max_model_len == context
+
+
+@pytest.mark.parametrize(
+    ("asked", "checkpoint", "capability", "dtype"),
+    [
+        ("auto", "bfloat16", (9, 0), "bfloat16"),
+        ("auto", "bfloat16", (7, 5), "float16"),
+        ("auto", "float32", (9, 0), "bfloat16"),
+        ("half", "bfloat16", (9, 0), "float16"),
+        ("float32", "bfloat16", (9, 0), "float32"),
+        ("auto", "bfloat16", None, "bfloat16"),
+    ],
+)
+def test_the_dtype_that_vllm_settles_on(
+    asked: str, checkpoint: str, capability: tuple[int, int] | None, dtype: str
+) -> None:
+    device = replace(cuda(), compute_capability=capability)
+    assert deployed(device, facts=replace(FACTS, dtype=checkpoint), dtype=asked).dtype == dtype
+
+
+def test_what_the_user_set_is_kept() -> None:
+    found = deployed(
+        fields={"enforce_eager": True, "kv_cache_dtype": "fp8", "max_num_seqs": 7},
+        tensor_parallel_size=2,
+        pipeline_parallel_size=3,
+        enable_lora=True,
+        max_loras=4,
+        max_lora_rank=64,
+        cpu_offload_gb=1.5,
+        kv_cache_memory_bytes=GIB,
+        compilation_config={"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2]},
+        speculative_config={"method": "mtp", "num_speculative_tokens": 3},
+        limit_mm_per_prompt={"image": 2, "video": {"count": 0}},
+        VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS="0",
+    )
+    assert (found.enforce_eager, found.kv_cache_dtype, found.max_num_seqs) == (True, "fp8", 7)
+    assert (found.tensor_parallel, found.pipeline_parallel, found.world) == (2, 3, 6)
+    assert (found.lora_adapters, found.lora_rank) == (4, 64)
+    assert (found.cpu_offload_bytes, found.kv_cache_memory_bytes) == (3 * GIB // 2, GIB)
+    assert (found.graph_mode, found.graph_sizes) == ("full_decode_only", (1, 2))
+    assert found.speculation == Speculation("mtp", 3)
+    assert found.items_per_prompt == {"image": 2, "video": 0}
+    assert found.estimate_graphs is False
+
+
+def test_a_deployment_can_be_remembered() -> None:
+    assert len({deployed(), deployed(), deployed(limit_mm_per_prompt={"image": 1})}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("0.32.0+cpu", (0, 32)), ("v0.17.1rc1.dev88", (0, 17)), ("1.0", (1, 0)), ("unknown", None), ("", None)],
+)
+def test_versions_as_vllm_names_itself(text: str, version: Version | None) -> None:
+    assert parsed_version(text) == version

@@ -1,0 +1,320 @@
+"""A model on a device, weighed by the real estimator: what is given up, in which order, and what is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import GIB, cuda, host, llama, request
+from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts, State
+from vllm_autofit.planning.defaults import Version
+from vllm_autofit.planning.planner import make_plan
+from vllm_autofit.settings import POLICIES
+from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue, Lessons, Model, Plan, Rules
+
+ADA = (8, 9)
+AMPERE = (8, 6)
+LLAMA_8B = llama()
+
+
+def plan_for(
+    model: Model = LLAMA_8B,
+    device: DeviceFacts | None = None,
+    fields: dict[str, FieldValue] | None = None,
+    policy: str = "balanced",
+    version: Version = (0, 32),
+    **knobs: object,
+) -> Plan:
+    return make_plan(
+        request(fields, knobs=knobs), [device or cuda(80)], Lessons(), Rules(policy), model=model, version=version
+    )
+
+
+def ada(total_gib: float, free_gib: float | None = None) -> DeviceFacts:
+    return cuda(total_gib, free_gib, compute_capability=ADA)
+
+
+def changes(plan: Plan) -> list[str]:
+    """The fields that were conceded, in the order in which the plan accounts for them."""
+    words = {"context": "context", "sequences": "sequences", "KV cache": "fp8", "CUDA graphs": "eager"}
+    return [next(name for word, name in words.items() if word in each.change) for each in plan.concessions]
+
+
+# By example
+
+
+def test_with_room_nothing_is_given_up() -> None:
+    plan = plan_for()
+    assert (plan.fits, plan.concessions, plan.remedies, plan.warnings) == (True, (), (), ())
+    assert plan.filled.keys() == {"gpu_memory_utilization", "max_model_len"}
+    assert plan.kv is not None
+    assert plan.kv.bytes_per_token == 2 * 32 * 8 * 128 * 2
+
+
+def test_a_context_that_does_not_fit_goes_first() -> None:
+    plan = plan_for(device=ada(24))
+    assert changes(plan) == ["context"]
+    assert plan.decision("max_model_len").value == AUTO_CONTEXT
+    assert "of the model's 131,072 tokens should fit" in plan.decision("max_model_len").why
+
+
+def test_a_vllm_that_cannot_fit_the_context_is_given_a_number() -> None:
+    decision = plan_for(device=ada(24), version=(0, 17)).decision("max_model_len")
+    assert decision.source == "estimate"
+    assert isinstance(decision.value, int)
+    assert 4096 <= decision.value < 131072
+
+
+TIGHT_GIB = [16 + step / 20 for step in range(60)]
+"""Device sizes around what the model needs: from none that helps to a context alone."""
+
+
+def test_then_sequences_then_precision_then_graphs() -> None:
+    given_up = [changes(plan_for(device=ada(gib))) for gib in TIGHT_GIB]
+    order = ["context", "sequences", "fp8", "eager"]
+    for steps in given_up:
+        assert steps == [step for step in order if step in steps]
+    assert given_up[0] == order
+    assert given_up[-1] == ["context"]
+    assert ["context", "sequences"] in given_up
+
+
+def test_what_a_later_concession_made_needless_is_taken_back() -> None:
+    """Fewer sequences are tried first, aren't enough, and are no longer needed once the cache is half the size."""
+    model = llama(kv_heads=32)
+    given_up = [changes(plan_for(model, ada(gib))) for gib in range(16, 28)]
+    assert ["context", "fp8"] in given_up
+
+
+def test_no_fp8_where_the_device_has_none() -> None:
+    assert "fp8" not in changes(plan_for(device=cuda(17.9, compute_capability=AMPERE)))
+    assert "fp8" not in changes(plan_for(device=cuda(17.9)))
+
+
+def test_the_policy_safe_keeps_the_models_numbers() -> None:
+    assert "fp8" not in changes(plan_for(device=ada(18.5), policy="safe"))
+
+
+def test_the_policy_context_gives_up_the_context_last() -> None:
+    plans = [
+        (plan_for(device=ada(gib)), plan_for(device=ada(gib), policy="context")) for gib in (19, 24, 28, 30, 31, 32)
+    ]
+    kept = [(changes(ours), changes(longest)) for ours, longest in plans]
+    assert (["context"], ["fp8"]) in kept
+
+
+def test_the_policy_throughput_bounds_the_context_so_that_several_fit() -> None:
+    plan = plan_for(device=ada(40), policy="throughput")
+    context = plan.decision("max_model_len").value
+    assert isinstance(context, int)
+    assert 4096 <= context < 131072
+    assert plan.kv is not None
+    assert plan.kv.max_concurrency >= 4
+
+
+def test_the_users_context_is_never_given_up() -> None:
+    plan = plan_for(device=ada(24), fields={"max_model_len": 131072})
+    assert plan.decision("max_model_len").value == 131072
+    assert not plan.fits
+    assert plan.shortfall_bytes > 0
+    assert any(remedy.flag and remedy.flag.startswith("--max-model-len ") for remedy in plan.remedies)
+
+
+def test_what_does_not_fit_is_said_with_gib_and_remedies() -> None:
+    plan = plan_for(device=ada(15.5))
+    assert not plan.fits
+    assert f"{plan.shortfall_bytes / GIB:.2f} GiB short" in " ".join(plan.warnings)
+    cured = [remedy for remedy in plan.remedies if "not enough" not in remedy.change]
+    assert "--tensor-parallel-size 2" in {remedy.flag for remedy in cured}
+    assert all(remedy.effect_bytes > 0 for remedy in plan.remedies)
+    kept = [remedy.effect_bytes for remedy in plan.remedies if "not enough" in remedy.change]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_the_flag_of_a_remedy_cures() -> None:
+    plan = plan_for(device=ada(15.5))
+    assert "--tensor-parallel-size 2" in {remedy.flag for remedy in plan.remedies}
+    two = make_plan(
+        request(local_ranks=2, knobs={"tensor_parallel_size": 2}),
+        [ada(15.5), ada(15.5)],
+        Lessons(),
+        Rules(),
+        model=LLAMA_8B,
+    )
+    assert two.fits
+
+
+def test_tensor_parallel_sizes_divide_the_heads() -> None:
+    odd = llama(heads=30, kv_heads=5)
+    flags = {remedy.flag for remedy in plan_for(odd, ada(8)).remedies}
+    assert "--tensor-parallel-size 2" in flags
+    assert "--tensor-parallel-size 4" not in flags
+
+
+def test_what_others_hold_is_a_remedy() -> None:
+    plan = plan_for(device=ada(24, free_gib=12))
+    assert any("close what holds 12.00 GiB" in remedy.change for remedy in plan.remedies)
+
+
+def test_a_share_that_the_user_fixed_too_low_is_told_so() -> None:
+    plan = plan_for(fields={"gpu_memory_utilization": 0.15})
+    assert not plan.fits
+    assert plan.remedies[0].change.startswith("ask for all that is free")
+
+
+def test_a_share_that_the_user_fixed_too_high_fails_vllms_check() -> None:
+    plan = plan_for(fields={"gpu_memory_utilization": 0.995})
+    assert not plan.fits
+    assert "more than will be free when vLLM checks" in " ".join(plan.warnings)
+    assert [remedy.change for remedy in plan.remedies] == [
+        "ask for no more than is free: leave gpu_memory_utilization unset"
+    ]
+
+
+def test_a_kv_cache_of_the_users_size_is_taken_as_it_is() -> None:
+    plan = plan_for(kv_cache_memory_bytes=2 * GIB)
+    assert plan.kv is not None
+    assert plan.kv.blocks == 2 * GIB // (16 * plan.kv.bytes_per_token)
+
+
+def test_uncounted_graphs_come_out_of_what_is_asked() -> None:
+    old, new = plan_for(version=(0, 17)), plan_for(version=(0, 32))
+    assert old.budget is not None
+    assert new.budget is not None
+    assert old.budget.asked_bytes == new.budget.asked_bytes - old.budget.cuda_graphs_bytes
+
+
+def test_sequences_are_capped_at_what_the_states_can_hold() -> None:
+    state = State("mamba2", heads=128, head_size=64, state_size=128, groups=8, inner_size=8192, conv_kernel=4)
+    layers = (Layer(state, Dense(11008)),) * 48 + (Layer(Attention(32, 8, 128, 128), Dense(11008)),) * 8
+    model = Model("some/hybrid", ModelFacts("BambaForCausalLM", "bamba", 4096, 128256, layers, context_tokens=262144))
+    plan = plan_for(model, cuda(80, free_gib=40))
+    sequences = plan.decision("max_num_seqs")
+    assert sequences.source == "estimate"
+    assert plan.kv is not None
+    assert isinstance(sequences.value, int)
+    assert sequences.value <= plan.kv.blocks
+    assert "at once" in sequences.why
+    fixed = plan_for(model, cuda(80, free_gib=40), fields={"max_num_seqs": 1024})
+    assert fixed.decision("max_num_seqs").value == 1024
+    assert "more than the KV cache can hold at once" in " ".join(fixed.warnings)
+
+
+def test_an_encoder_needs_no_kv_cache() -> None:
+    layer = Layer(Attention(16, 16, 64, 64, role="encoder"), Dense(4096, gated=False))
+    facts = ModelFacts(
+        "BertModel", "bert", 1024, 30522, (layer,) * 24, context_tokens=512, runner="pooling", dtype="float32"
+    )
+    plan = plan_for(Model("some/bert", facts), ada(8))
+    assert plan.fits
+    assert plan.kv is None
+    assert plan.budget is not None
+    assert plan.budget.kv_cache_bytes == 0
+
+
+def test_a_model_that_is_not_understood_is_left_to_vllm() -> None:
+    plan = plan_for(Model("some/novelty", notes=("not understood",)))
+    assert not plan.estimated
+    assert plan.kv is None
+    assert plan.filled.keys() == {"gpu_memory_utilization", "max_model_len"}
+
+
+def test_a_context_floor_of_the_users() -> None:
+    tight = ada(18.0)
+    low = make_plan(request(), [tight], Lessons(), Rules(min_context_tokens=1024), model=LLAMA_8B)
+    high = make_plan(request(), [tight], Lessons(), Rules(min_context_tokens=16384), model=LLAMA_8B)
+    assert len(high.concessions) > len(low.concessions) or high.shortfall_bytes > low.shortfall_bytes
+
+
+# For every device and model
+
+sizes = st.floats(4, 300)
+shares = st.floats(0.05, 1)
+models = st.builds(
+    llama,
+    layers=st.integers(1, 100),
+    hidden=st.sampled_from([512, 2048, 4096, 8192]),
+    heads=st.sampled_from([8, 24, 32, 64]),
+    kv_heads=st.sampled_from([1, 2, 8]),
+    width=st.sampled_from([1024, 14336, 28672]),
+    vocabulary=st.integers(1000, 300000),
+    context=st.integers(1, 2_000_000),
+    tied_embeddings=st.booleans(),
+)
+chosen = st.fixed_dictionaries(
+    {},
+    optional={
+        "gpu_memory_utilization": st.floats(0.01, 1),
+        "max_model_len": st.one_of(st.just(AUTO_CONTEXT), st.integers(1, 4_000_000)),
+        "enforce_eager": st.booleans(),
+        "kv_cache_dtype": st.sampled_from(["auto", "fp8"]),
+        "max_num_seqs": st.integers(1, 4096),
+    },
+)
+versions = st.sampled_from([(0, 11), (0, 17), (0, 20), (0, 26), (0, 32), (0, 33)])
+
+
+@given(models, sizes, shares, chosen, st.sampled_from(POLICIES), versions)
+def test_what_holds_for_every_plan(
+    model: Model, total: float, share: float, fields: dict[str, FieldValue], policy: str, version: Version
+) -> None:
+    plan = plan_for(model, ada(total, total * share), fields, policy, version)
+    budget = plan.budget
+    assert budget is not None
+    parts = (
+        budget.unavailable_bytes,
+        budget.startup_overhead_bytes,
+        budget.weights_bytes,
+        budget.activations_bytes,
+        budget.cuda_graphs_bytes,
+        budget.non_torch_bytes,
+        budget.kv_cache_bytes,
+        budget.left_bytes,
+    )
+    assert all(part >= 0 for part in parts)
+    if plan.fits:
+        assert sum(parts) == budget.total_bytes
+    assert plan.shortfall_bytes >= 0
+    for name, value in fields.items():
+        assert (plan.decision(name).value, plan.decision(name).source) == (value, "user")
+    utilization = plan.filled.get("gpu_memory_utilization")
+    if isinstance(utilization, float):
+        assert utilization * budget.total_bytes <= budget.free_bytes - budget.startup_overhead_bytes
+    sequences = plan.filled.get("max_num_seqs")
+    if isinstance(sequences, int) and plan.kv is not None and plan.fits and not plan.remedies:
+        assert 1 <= sequences <= plan.kv.blocks
+
+
+@given(models, sizes, st.floats(1, 1.5), st.sampled_from(POLICIES))
+def test_more_free_memory_never_gives_less_kv_cache_with_the_same_settings(
+    model: Model, total: float, more: float, policy: str
+) -> None:
+    fields: dict[str, FieldValue] = {"max_num_seqs": 64, "kv_cache_dtype": "auto", "enforce_eager": False}
+    large = total * 1.5
+    less = plan_for(model, ada(large, total), fields, policy)
+    other = plan_for(model, ada(large, min(large, total * more)), fields, policy)
+    assert less.kv is not None
+    assert other.kv is not None
+    assert other.kv.blocks >= less.kv.blocks
+
+
+@given(models, st.integers(1, 20), sizes)
+def test_a_larger_model_never_takes_less(model: Model, extra: int, total: float) -> None:
+    assert model.facts is not None
+    larger = replace(model, facts=replace(model.facts, layers=(*model.facts.layers, *(model.facts.layers[0],) * extra)))
+    fields: dict[str, FieldValue] = {"max_num_seqs": 64, "kv_cache_dtype": "auto", "enforce_eager": False}
+    small, large = plan_for(model, ada(total), fields).budget, plan_for(larger, ada(total), fields).budget
+    assert small is not None
+    assert large is not None
+    assert large.weights_bytes > small.weights_bytes
+    assert large.kv_cache_bytes <= small.kv_cache_bytes
+
+
+@pytest.mark.parametrize("device", [host(32), cuda(80)])
+def test_a_plan_for_either_backend(device: DeviceFacts) -> None:
+    plan = plan_for(llama(layers=4), device)
+    assert plan.fits
+    assert plan.estimated

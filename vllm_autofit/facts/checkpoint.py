@@ -1,0 +1,56 @@
+"""What a model is made of, read without loading it: its config, and the headers of its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from vllm_autofit.errors import UnknownModelError, WeightsError
+from vllm_autofit.facts.config import load_config, model_facts
+from vllm_autofit.facts.weights import read_tensors
+from vllm_autofit.values import Model
+
+NO_NETWORK = {"HF_HUB_OFFLINE": "1"}
+
+
+def read_model(
+    name: str,
+    revision: str | None = None,
+    *,
+    config: Mapping[str, object] | None = None,
+    draft: str | None = None,
+    hub: bool = True,
+) -> Model:
+    """A folder, a name in the local hub cache, or (with ``hub``) on the hub: never more than headers are fetched.
+
+    A config that isn't understood gives a ``Model`` without facts, and headers that can't be had one without tensors;
+    ``notes`` say why.
+
+    Args:
+        config: vLLM's own, where it is known already; else ``config.json`` is read.
+        draft: the checkpoint that drafts in speculative decoding, where it has its own.
+        hub: whether the network may be used.
+
+    Raises:
+        ConfigError: there is no config, or it says something that can't be.
+    """
+    try:
+        facts = model_facts(load_config(name, revision) if config is None else config)
+    except UnknownModelError as error:
+        return Model(name, notes=(str(error),))
+    drafter = None if draft is None else read_model(draft, hub=hub)
+    try:
+        found = read_tensors(name, revision, environ=os.environ if hub else {**os.environ, **NO_NETWORK})
+    except WeightsError as error:
+        # A launch that may not ask the hub will do without headers often: nothing to warn about.
+        notes = (*facts.notes, str(error)) if hub else facts.notes
+        return Model(name, facts, weights_source="config", draft=drafter, notes=notes)
+    return Model(
+        name,
+        facts,
+        tensors=found.tensors,
+        weights_source=found.source,
+        exact=found.exact,
+        draft=drafter,
+        notes=(*facts.notes, *found.notes),
+    )

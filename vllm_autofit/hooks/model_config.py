@@ -1,0 +1,55 @@
+"""The model as vLLM itself will see it: its own config object, with the user's overrides applied."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_autofit.errors import AutofitError
+from vllm_autofit.facts.checkpoint import read_model
+from vllm_autofit.hooks.guard import logger
+from vllm_autofit.values import Model, Request
+
+
+def model_of(engine_args: Any, request: Request) -> Model | None:
+    """What can be read about the model of one launch without the network, or None where it can't be told.
+
+    vLLM reads the config itself in a moment and explains better what is wrong with one that it can't read, so trouble
+    with it is left to vLLM.
+    """
+    config = _vllm_config(engine_args)
+    if config is None:
+        return None
+    speculation = request.knobs.get("speculative_config")
+    draft = speculation.get("model") if isinstance(speculation, Mapping) else None
+    try:
+        return read_model(
+            request.model,
+            getattr(engine_args, "revision", None),
+            config=config,
+            draft=draft if isinstance(draft, str) and draft != request.model else None,
+            hub=False,
+        )
+    except AutofitError as error:
+        logger.debug("vllm-autofit: the model isn't weighed: %s.", error)
+        return None
+
+
+def _vllm_config(engine_args: Any) -> dict[str, Any] | None:
+    """vLLM's Hugging Face config as a dict, None where vLLM can't read it or this vLLM has no such function."""
+    try:
+        read: Any = importlib.import_module("vllm.transformers_utils.config").get_config
+        overrides = getattr(engine_args, "hf_overrides", None) or {}
+        config = read(
+            getattr(engine_args, "hf_config_path", None) or engine_args.model,
+            engine_args.trust_remote_code,
+            revision=engine_args.revision,
+            code_revision=engine_args.code_revision,
+            config_format=engine_args.config_format,
+            **({"hf_overrides_fn": overrides} if callable(overrides) else {"hf_overrides_kw": overrides}),
+        )
+        return dict(config.to_dict())
+    except Exception as error:  # whatever vLLM, transformers or a model's own code raise: vLLM will say it again
+        logger.debug("vllm-autofit: vLLM's config of the model could not be read: %s.", error)
+        return None

@@ -1,0 +1,71 @@
+"""All terms of one deployment together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vllm_autofit.demand import Demand, Term
+from vllm_autofit.deployment import Deployment
+from vllm_autofit.memory.activations import activation_peak
+from vllm_autofit.memory.checkpoint import tensors_from_facts
+from vllm_autofit.memory.cuda_graphs import cuda_graph_bytes
+from vllm_autofit.memory.kv_cache import kv_layout
+from vllm_autofit.memory.overhead import non_torch_bytes
+from vllm_autofit.memory.weights import draft_weights, rank_weights
+from vllm_autofit.values import Model
+
+
+class Estimator:
+    """What deployments of one model take. Remembers its weights, which most settings don't change.
+
+    Args:
+        model: with its facts; tensors are worked out from them where no headers could be had.
+
+    Raises:
+        ValueError: ``model`` has no facts.
+    """
+
+    def __init__(self, model: Model) -> None:
+        if model.facts is None:
+            raise ValueError("a model whose config isn't understood can't be estimated")
+        self.facts = model.facts
+        self._model = _with_tensors(model)
+        self._weights: dict[Deployment, Term] = {}
+
+    def demand(self, deployment: Deployment) -> Demand:
+        """What the fullest rank of ``deployment`` takes."""
+        draft = None if self._model.draft is None or deployment.speculation is None else self._model.draft
+        loaded = replace(
+            deployment, max_num_seqs=1, max_num_batched_tokens=1, kv_cache_dtype="auto", enforce_eager=False
+        )
+        if loaded not in self._weights:
+            self._weights[loaded] = _weights(self._model, draft, loaded)
+        return Demand(
+            weights=self._weights[loaded],
+            activations=activation_peak(self.facts, deployment),
+            cuda_graphs=cuda_graph_bytes(self.facts, deployment),
+            non_torch=non_torch_bytes(self.facts, deployment),
+            kv=kv_layout(self.facts, deployment, None if draft is None else draft.facts),
+        )
+
+
+def _weights(model: Model, draft: Model | None, deployment: Deployment) -> Term:
+    """The model's, and what drafts for it: prediction layers of its own checkpoint, or a checkpoint beside it."""
+    assert model.facts is not None
+    own = rank_weights(model.facts, model.tensors, deployment, exact=model.exact)
+    if draft is not None and draft.facts is not None:
+        more = rank_weights(draft.facts, draft.tensors, deployment, exact=draft.exact)
+    elif deployment.speculation is not None and deployment.speculation.method == "mtp":
+        more = draft_weights(model.facts, model.tensors, deployment, exact=model.exact)
+    else:
+        return own
+    total = own.bytes + more.bytes
+    return Term(total, (own.error_bytes + more.error_bytes) / max(1, total), f"{own.why}, and what drafts")
+
+
+def _with_tensors(model: Model) -> Model:
+    """``model`` with a draft's tensors and its own worked out from the configs, where no headers could be had."""
+    draft = None if model.draft is None else _with_tensors(model.draft)
+    if model.facts is None or model.tensors:
+        return replace(model, draft=draft)
+    return replace(model, draft=draft, tensors=tensors_from_facts(model.facts), weights_source="config", exact=False)

@@ -1,0 +1,134 @@
+"""Weights of the fullest rank once vLLM has loaded them: parameters and buffers, in bytes.
+
+What a rank keeps of a tensor is in ``sharding``, in which dtype in ``precision``; what vLLM makes itself (rotary
+tables, scales) in ``buffers``, and adapters in ``lora``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from vllm_autofit.architecture import Layer, ModelFacts, Tensor
+from vllm_autofit.demand import Term
+from vllm_autofit.deployment import Deployment
+from vllm_autofit.memory.buffers import stage_buffers
+from vllm_autofit.memory.lora import adapter_bytes
+from vllm_autofit.memory.precision import dequantised_bytes, kept_bytes
+from vllm_autofit.memory.sharding import Role, cut, padded, rank_share, role, stage_of_layers
+
+INEXACT_ERROR = 0.03
+"""Relative, where the tensors were made up from a config or stand for sizes of files."""
+
+ON_EVERY_STAGE = frozenset(
+    """
+    cohere cohere2 dbrx gemma gemma2 gemma3 gemma3n gemma4 gpt2 gpt_oss gptj granitemoe granitemoehybrid
+    granitemoeshared hy_v3 jamba mamba mamba2 minicpm mixtral nemotron_h olmo_hybrid olmoe opt orion phimoe plamo3
+    qwen2_moe qwen3_5 qwen3_5_moe qwen3_moe qwen3_next qwen3_vl_moe stablelm zamba2
+    """.split()  # noqa: SIM905
+)
+"""Model types whose embeddings and head vLLM 0.32 makes on every pipeline stage: ``models/`` don't ask for the rank."""
+
+
+def rank_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment, *, exact: bool) -> Term:
+    """Bytes of parameters and buffers that the fullest rank holds once vLLM has loaded.
+
+    Args:
+        tensors: the checkpoint's, under their Hugging Face names.
+        exact: whether these are the checkpoint's own sizes.
+    """
+    stages = stage_buffers(facts, deployment)
+    stage_of_layer = stage_of_layers(len(facts.layers), deployment.pipeline_parallel) or [0]
+    for size, number, entry in _on_a_rank(facts, tensors, deployment):
+        if entry.stages is None:
+            stages[stage_of_layer[number]] += size
+        else:
+            for stage in entry.stages:
+                stages[stage] += size
+    fullest = max(0, max(stages) - deployment.cpu_offload_bytes)
+    return Term(fullest, 0.0 if exact else INEXACT_ERROR, _why(tensors, deployment, exact))
+
+
+def draft_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment, *, exact: bool) -> Term:
+    """Bytes on a rank of the prediction layers that a checkpoint carries for speculative decoding (``mtp``).
+
+    Their embeddings and head are the model's own. A draft with a checkpoint of its own is a model like any other:
+    ``rank_weights`` counts it.
+    """
+    total = sum(size for size, _number, entry in _on_a_rank(facts, tensors, deployment) if entry.is_draft)
+    return Term(total, 0.0 if exact else INEXACT_ERROR, "prediction layers of the checkpoint")
+
+
+class _Entry(NamedTuple):
+    """What is worked out once for all tensors of one shape and name, layer numbers aside."""
+
+    size: int
+    stages: Sequence[int] | None
+    """The pipeline stages that load it; none where vLLM leaves it out. None: the stage of its layer."""
+    is_draft: bool
+
+
+def _on_a_rank(
+    facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment
+) -> Iterator[tuple[int, int, _Entry]]:
+    """Each tensor's bytes on a rank that has it, its layer (-1 without one), and the rest."""
+    kinds: dict[Layer, int] = {}
+    kind_of_layer = [kinds.setdefault(layer, len(kinds)) for layer in facts.layers]
+    layers = len(kind_of_layer)
+    known: dict[object, _Entry] = {}
+    for tensor in tensors:
+        before, number, between, after = cut(tensor.name)
+        layer = number if number is not None and number < layers else -1
+        kind = kind_of_layer[layer] if layer >= 0 else -1
+        key = (before, between, after, kind, number is None, tensor.shape, tensor.dtype, tensor.bytes)
+        entry = known.get(key)
+        if entry is None:
+            what = role(before, between, after, len(tensor.shape))
+            size = _rank_bytes(tensor, what, facts.layers[layer] if layer >= 0 else None, facts, deployment)
+            beyond = what.part == "layer" and kind < 0 and "encoder" not in before
+            entry = known[key] = _entry(size, what, beyond, facts, deployment)
+        yield entry.size * tensor.count, layer, entry
+
+
+def _entry(size: int, what: Role, beyond: bool, facts: ModelFacts, deployment: Deployment) -> _Entry:
+    if what.part == "draft" or beyond:
+        own = role(what.module, "", "", 2).part not in ("embedding", "head")
+        return _Entry(size, (), is_draft=own)
+    return _Entry(size, _stages(facts, what, deployment), is_draft=False)
+
+
+def _rank_bytes(tensor: Tensor, what: Role, layer: Layer | None, facts: ModelFacts, deployment: Deployment) -> int:
+    whole = kept_bytes(tensor, what, facts, deployment)
+    if what.split == "vocabulary":
+        rows = max(1, tensor.shape[0] if tensor.shape else 1)
+        return whole // rows * (padded(rows) // deployment.tensor_parallel)
+    share = rank_share(tensor, what, layer, deployment)
+    beside = dequantised_bytes(tensor, what, facts, deployment)
+    return round((whole + beside) * share) + adapter_bytes(tensor, what, share, deployment)
+
+
+def _stages(facts: ModelFacts, what: Role, deployment: Deployment) -> Sequence[int] | None:
+    count = deployment.pipeline_parallel
+    first, last, every = (0,), (count - 1,), range(count)
+    on_every_stage = facts.model_type.removesuffix("_text") in ON_EVERY_STAGE
+    if what.part == "layer":
+        return None
+    if what.part == "head":
+        if facts.tied_embeddings or facts.runner == "pooling":
+            return ()
+        return every if on_every_stage else last
+    if what.part == "embedding":
+        if on_every_stage:
+            return every
+        return (0, count - 1) if facts.tied_embeddings and count > 1 else first
+    if what.part == "task":
+        return last if facts.labels else ()
+    if what.part == "unused" or (what.part == "tower" and deployment.text_only):
+        return ()
+    return {"start": first, "end": last}.get(what.part, every)
+
+
+def _why(tensors: Sequence[Tensor], deployment: Deployment, exact: bool) -> str:
+    source = "tensors of the checkpoint" if exact else "tensors as the config describes them"
+    ranks = deployment.world
+    return f"{sum(tensor.count for tensor in tensors)} {source}" + (f", fullest of {ranks} ranks" if ranks > 1 else "")

@@ -1,0 +1,94 @@
+"""Whether one deployment fits into what may be asked of a device, and what is left for its KV cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vllm_autofit.demand import Demand
+from vllm_autofit.deployment import Deployment
+from vllm_autofit.memory import kv_cache
+from vllm_autofit.memory.cuda_graphs import graphs_are_subtracted
+from vllm_autofit.memory.estimate import Estimator
+from vllm_autofit.memory.overhead import MIB, unprofiled_bytes
+
+LEAST_SPARE_BYTES = 256 * MIB
+"""Of a rank's device, free beside all that is known to be taken: fragments, and kernels loaded late."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one rank may take of its device."""
+
+    asked_bytes: int
+    """``gpu_memory_utilization x total``, before CUDA graphs that vLLM doesn't count are taken off."""
+    beside_bytes: int
+    """Free beside that once the start-up overhead is taken."""
+    share_is_fixed: bool
+    """The user set the utilisation; else what vLLM doesn't count makes us ask for less."""
+    headroom_bytes: int = 0
+    """What is kept free already."""
+    headroom_is_fixed: bool = False
+    """The user set it."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One deployment weighed against a room. Bytes of one rank."""
+
+    deployment: Deployment
+    demand: Demand
+    asked_bytes: int
+    kv_bytes: int
+    """Left for the KV cache; negative where not even the rest has room."""
+    error_bytes: int
+    """Half-width of ``kv_bytes``."""
+    graphs_beside_bytes: int = 0
+    """CUDA graphs that this vLLM doesn't count, and that were taken off ``asked_bytes``."""
+    more_headroom_bytes: int = 0
+    """Kept free beside the usual headroom, because this deployment takes more after it is profiled."""
+    missing_beside_bytes: int = 0
+    """CUDA graphs that find no room beside a share that the user fixed."""
+
+    @property
+    def sure_kv_bytes(self) -> int:
+        """What the KV cache gets in 95 of 100 starts."""
+        return self.kv_bytes - self.error_bytes
+
+    def needs(self, tokens: int, requests: int = 1) -> int:
+        """Bytes of KV cache for ``requests`` requests of ``tokens`` tokens each; 0 for a model that has none."""
+        if self.demand.kv is None:
+            return 0
+        return kv_cache.bytes_needed(self.demand.kv, self.deployment, tokens, requests)
+
+    def shortfall(self, tokens: int) -> int:
+        """Bytes that are missing before one request of ``tokens`` tokens can be served; 0 where it can."""
+        return max(0, self.needs(tokens) - self.kv_bytes, self.missing_beside_bytes)
+
+
+def weigh(estimator: Estimator, deployment: Deployment, room: Room) -> Fit:
+    """What ``deployment`` leaves for its KV cache.
+
+    ``KV = asked - weights - activations - non-torch``, and less the CUDA graphs where this vLLM takes them off; others
+    capture them beside what they asked for.
+    """
+    terms = estimator.demand(deployment)
+    taken = [terms.weights, terms.activations, terms.non_torch]
+    asked, beside, more, missing = room.asked_bytes, 0, 0, 0
+    counted = deployment.estimate_graphs
+    if graphs_are_subtracted(deployment.vllm) if counted is None else counted:
+        taken.append(terms.cuda_graphs)
+    elif room.share_is_fixed:
+        missing = max(0, terms.cuda_graphs.bytes - room.beside_bytes)
+    else:
+        beside = min(asked, terms.cuda_graphs.bytes)
+        asked -= beside
+    if not room.share_is_fixed and not room.headroom_is_fixed:
+        unprofiled = unprofiled_bytes(estimator.facts, deployment).bytes
+        more = min(asked, max(0, unprofiled + LEAST_SPARE_BYTES - room.headroom_bytes))
+        asked -= more
+    kv_bytes = asked - sum(term.bytes for term in taken)
+    if deployment.kv_cache_memory_bytes is not None:  # taken whatever was asked for, if the device has it
+        kv_bytes = min(deployment.kv_cache_memory_bytes, kv_bytes + room.beside_bytes)
+    error = math.hypot(*(term.error_bytes for term in taken))
+    return Fit(deployment, terms, asked, kv_bytes, round(error), beside, more, missing)

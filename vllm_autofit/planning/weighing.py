@@ -1,0 +1,264 @@
+"""One model on one device: what is given up, what that leaves for the KV cache, what is missing if nothing helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from vllm_autofit.architecture import ModelFacts
+from vllm_autofit.deployment import Deployment
+from vllm_autofit.memory import kv_cache
+from vllm_autofit.memory.estimate import Estimator
+from vllm_autofit.memory.overhead import GIB
+from vllm_autofit.planning.concessions import Outcome, Wish, concede
+from vllm_autofit.planning.defaults import Usage, Version, deployment_of
+from vllm_autofit.planning.fit import Fit, Room, weigh
+from vllm_autofit.planning.fp8 import fp8_kv_cache
+from vllm_autofit.planning.policy import POLICIES, Step
+from vllm_autofit.planning.remedies import remedies_for
+from vllm_autofit.values import (
+    AUTO_CONTEXT,
+    Budget,
+    Concession,
+    Confidence,
+    DeviceFacts,
+    FieldValue,
+    KvSummary,
+    Model,
+    Remedy,
+    Request,
+    Rules,
+)
+
+STEP_FIELDS: Mapping[Step, str] = {
+    "context": "max_model_len",
+    "sequences": "max_num_seqs",
+    "fp8": "kv_cache_dtype",
+    "eager": "enforce_eager",
+}
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What weighing a model adds to a plan."""
+
+    budget: Budget
+    kv: KvSummary | None
+    context: int
+    """Tokens that fit by the estimate, or the user's own."""
+    context_why: str
+    context_is_conceded: bool
+    context_is_bounded: bool
+    """The policy wants it shorter than the longest that vLLM would fit by itself."""
+    changed: Mapping[str, tuple[FieldValue, str]]
+    """Other fields that were given up or capped: value and reason."""
+    shortfall_bytes: int
+    remedies: tuple[Remedy, ...]
+    concessions: tuple[Concession, ...]
+    confidence: Confidence
+    warnings: tuple[str, ...]
+
+
+def weigh_model(
+    model: Model,
+    request: Request,
+    device: DeviceFacts,
+    budget: Budget,
+    rules: Rules,
+    *,
+    version: Version,
+    usage: Usage,
+    separate_processes: bool,
+) -> Weighing:
+    """Weigh ``model`` on the tightest of the devices.
+
+    Args:
+        model: with its facts.
+        request: what was asked for.
+        device: the tightest device.
+        budget: what may be asked of it.
+        rules: the user's settings.
+        version: of vLLM.
+        usage: what starts; vLLM's batch defaults depend on it.
+        separate_processes: whether engine core and workers are processes of their own.
+    """
+    estimator = Estimator(model)
+    facts = estimator.facts
+    start = deployment_of(request, facts, device, version=version, usage=usage, separate_processes=separate_processes)
+    room = _room(request, budget)
+
+    @cache
+    def weighed(deployment: Deployment) -> Fit:
+        return weigh(estimator, deployment, room)
+
+    wish = _wish(request, facts, start, rules)
+    policy = POLICIES[rules.policy]
+    outcome = concede(start, weighed, wish, policy)
+    fit, capped = _capped(outcome.fit, "sequences" in wish.open)
+    if capped:
+        fit = weighed(fit.deployment)
+    check_bytes = max(0, -room.beside_bytes) if start.kv_cache_memory_bytes is None else 0
+    shortfall = budget.ranks * (fit.shortfall(wish.least_context) + check_bytes)
+    return Weighing(
+        budget=_filled(budget, fit),
+        kv=_summary(fit, outcome.context),
+        context=outcome.context,
+        context_why=_context_why(outcome, wish),
+        context_is_conceded=outcome.context < wish.context,
+        context_is_bounded=policy.full_requests > 1 and outcome.context < wish.context and outcome.reached,
+        changed=_changed(start, fit, capped),
+        shortfall_bytes=shortfall,
+        remedies=()
+        if outcome.reached and not shortfall
+        else remedies_for(weighed, fit, wish, facts, device, room.beside_bytes if room.share_is_fixed else 0),
+        concessions=tuple(
+            replace(conceded, bought_bytes=conceded.bought_bytes * budget.ranks) for conceded in outcome.conceded
+        ),
+        confidence=_confidence(fit, budget),
+        warnings=tuple(_warnings(request, model, fit, outcome, wish, shortfall, check_bytes)),
+    )
+
+
+def _room(request: Request, budget: Budget) -> Room:
+    name = "gpu_memory_utilization"
+    free = max(0, budget.free_bytes - budget.startup_overhead_bytes) // budget.ranks
+    share = request.values.get(name)
+    fixed = name in request.set_by_user or request.utilization_left_to_vllm is not None
+    if fixed and isinstance(share, int | float):
+        asked = math.ceil(budget.total_bytes * share)
+        return Room(asked, free - asked, share_is_fixed=True)
+    return Room(
+        budget.asked_bytes,
+        free - budget.asked_bytes,
+        share_is_fixed=False,
+        headroom_bytes=budget.headroom_bytes // budget.ranks,
+        headroom_is_fixed=budget.headroom_source == "user",
+    )
+
+
+def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) -> Wish:
+    own_context = "max_model_len" in request.set_by_user and request.values.get("max_model_len") != AUTO_CONTEXT
+    left_open = {step for step, field in STEP_FIELDS.items() if field not in request.set_by_user}
+    if not own_context:
+        left_open.add("context")
+    context = start.max_model_len
+    return Wish(
+        context=context,
+        least_context=context if own_context else min(context, rules.min_context_tokens),
+        open=frozenset(left_open),
+        fp8=fp8_kv_cache(facts, start),
+    )
+
+
+def _capped(fit: Fit, may_cap: bool) -> tuple[Fit, bool]:
+    """``max_num_seqs`` no higher than what the pool's blocks, or its state blocks, can hold at once."""
+    most = _most_sequences(fit)
+    if most is None or not may_cap or fit.deployment.max_num_seqs <= most:
+        return fit, False
+    return replace(fit, deployment=replace(fit.deployment, max_num_seqs=most)), True
+
+
+def _most_sequences(fit: Fit) -> int | None:
+    """None without a KV cache, and where not even one fits: then the plan has worse to say."""
+    if fit.demand.kv is None:
+        return None
+    blocks = kv_cache.blocks(fit.demand.kv, max(0, fit.sure_kv_bytes))
+    states = kv_cache.most_sequences(fit.demand.kv, blocks)
+    most = blocks // len(fit.demand.kv.groups)
+    return (most if states is None else min(most, states)) or None
+
+
+def _filled(budget: Budget, fit: Fit) -> Budget:
+    each = budget.ranks
+    return replace(
+        budget,
+        asked_bytes=fit.asked_bytes,
+        headroom_bytes=budget.headroom_bytes + each * fit.more_headroom_bytes,
+        weights_bytes=each * fit.demand.weights.bytes,
+        activations_bytes=each * fit.demand.activations.bytes,
+        cuda_graphs_bytes=each * fit.demand.cuda_graphs.bytes,
+        non_torch_bytes=each * fit.demand.non_torch.bytes,
+        graphs_beside_bytes=each * fit.graphs_beside_bytes,
+        kv_cache_bytes=each * max(0, fit.kv_bytes) if fit.demand.kv is not None else 0,
+    )
+
+
+def _summary(fit: Fit, context: int) -> KvSummary | None:
+    layout = fit.demand.kv
+    if layout is None:
+        return None
+    served = replace(fit.deployment, max_model_len=context)
+    blocks = kv_cache.blocks(layout, max(0, fit.kv_bytes), fit.deployment.blocks_override)
+    return KvSummary(
+        bytes_per_token=kv_cache.bytes_per_token(layout),
+        block_size=layout.block_size,
+        blocks=blocks,
+        tokens=kv_cache.tokens(layout, served, blocks),
+        max_concurrency=kv_cache.max_concurrency(layout, served, blocks),
+    )
+
+
+def _context_why(outcome: Outcome, wish: Wish) -> str:
+    if outcome.context >= wish.context:
+        return f"the model's {wish.context:,} tokens should fit"
+    if not outcome.reached:
+        return f"not even {outcome.context:,} of the model's {wish.context:,} tokens are sure to fit"
+    return f"about {outcome.context:,} of the model's {wish.context:,} tokens should fit"
+
+
+def _changed(start: Deployment, fit: Fit, capped: bool) -> dict[str, tuple[FieldValue, str]]:
+    now = fit.deployment
+    changed: dict[str, tuple[FieldValue, str]] = {}
+    if now.max_num_seqs != start.max_num_seqs:
+        why = "no more fit into the KV cache at once" if capped else "fewer at a time, so that the model fits"
+        changed["max_num_seqs"] = (now.max_num_seqs, f"{why} (vLLM's default here is {start.max_num_seqs})")
+    if now.kv_cache_dtype != start.kv_cache_dtype:
+        changed["kv_cache_dtype"] = (now.kv_cache_dtype, "half the size of a 16-bit KV cache, so that the model fits")
+    if now.enforce_eager != start.enforce_eager:
+        changed["enforce_eager"] = (now.enforce_eager, "CUDA graphs find no room beside the rest")
+    return changed
+
+
+def _confidence(fit: Fit, budget: Budget) -> Confidence:
+    terms = fit.demand
+    bars = {
+        "weights": terms.weights.error_bytes,
+        "activations": terms.activations.error_bytes,
+        "cuda_graphs": terms.cuda_graphs.error_bytes,
+        "non_torch": terms.non_torch.error_bytes,
+        "kv_cache": fit.error_bytes,
+    }
+    return Confidence(
+        budget.startup_overhead_source, {name: budget.ranks * error for name, error in bars.items() if error}
+    )
+
+
+def _warnings(
+    request: Request, model: Model, fit: Fit, outcome: Outcome, wish: Wish, shortfall: int, check_bytes: int
+) -> list[str]:
+    said = [*model.notes]
+    if check_bytes:
+        said.append(
+            f"gpu_memory_utilization={request.values['gpu_memory_utilization']} asks for {check_bytes / GIB:.2f} GiB "
+            "more than will be free when vLLM checks; leave it unset, or lower it"
+        )
+    elif shortfall:
+        said.append(
+            f"does not fit by the estimate: {shortfall / GIB:.2f} GiB short for a context of {wish.least_context:,}"
+        )
+    elif not outcome.reached:
+        said.append(
+            f"a close call: {fit.kv_bytes / GIB:.2f} GiB for the KV cache by the estimate, which may be off by "
+            f"{fit.error_bytes / GIB:.2f}"
+        )
+    most = _most_sequences(fit)
+    if most is not None and "sequences" not in wish.open and fit.deployment.max_num_seqs > most:
+        said.append(
+            f"max_num_seqs={fit.deployment.max_num_seqs} is more than the KV cache can hold at once ({most}); "
+            f"--max-num-seqs {most} or less is safe"
+        )
+    if wish.context > outcome.context and "context" not in wish.open:
+        said.append(f"max_model_len={wish.context} is more than fits (about {outcome.context:,})")
+    return said

@@ -1,0 +1,41 @@
+"""Numbers as people type them: tokens and sizes."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"": 2**30, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def tokens(text: str) -> int:
+    """Tokens as vLLM's own command line writes them: ``8192``, ``8k`` and ``25.6k`` (x 1000), ``8K`` (x 1024).
+
+    Raises:
+        ValueError: not a positive number of tokens.
+    """
+    match = re.fullmatch(r"(\d+)([KMGT]?)|(\d+(?:\.\d+)?)([kmgt])", text)
+    if match is None:
+        raise ValueError(text)
+    if match[1] is not None:
+        count: int = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+    else:
+        count = int(float(match[3]) * 1000 ** " kmgt".index(match[4]))
+    if not 0 < count <= 2**40:
+        raise ValueError(text)
+    return count
+
+
+def size(text: str) -> int:
+    """Bytes. Units are powers of 1024 whether written GiB, GB or G; a bare number is GiB, as on screen.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", text.lower())
+    if match is None or (match[3] == "ib" and not match[2]):
+        raise ValueError(text)
+    unit = match[2] or ("b" if match[3] == "b" else "")
+    count = float(match[1]) * _UNITS[unit]
+    if count > 2**50:
+        raise ValueError(text)
+    return int(count)
