@@ -163,6 +163,8 @@ def _started(found: Sequence[Verdict]) -> str:
         return "No failed start has enough facts."
     estimated = [verdict for verdict in found if not verdict.from_print]
     foreseen = sum(verdict.foreseen for verdict in estimated)
+    judged = [verdict for verdict in estimated if not verdict.case.config_lacks_quantization]
+    avoided = sum(verdict.avoided for verdict in judged)
     printed = sum(verdict.from_print and verdict.foreseen for verdict in found)
     lines = [
         f"Of {len(estimated)} failed starts with enough facts, {foreseen} ({foreseen / max(1, len(estimated)):.0%}) "
@@ -170,14 +172,20 @@ def _started(found: Sequence[Verdict]) -> str:
         f"named but the number of blocks was printed, {printed} of {len(found) - len(estimated)} follow from that "
         "number; they are no test of the estimate.",
         "",
-        "| row | model | failed in | predicted | foreseen | fix that worked |",
-        "|---|---|---|---|---|---|",
+        f"With the five settings left to the plan, {avoided} of {len(judged)} ({avoided / max(1, len(judged)):.0%}) "
+        "are spared: it chooses another value for what the start failed of, or says before anything is loaded that the "
+        "model doesn't fit. Whether the other value is enough is the estimate's word: it wasn't run. Rows of quantised "
+        "copies with the config of the original aren't judged.",
+        "",
+        "| row | model | failed in | with its settings | foreseen | the plan instead | spared | fix that worked |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for verdict in found:
         row = verdict.case.row
         lines.append(
             f"| {row.id} | {row.model} | {row.raw.get('failure_phase', '')} | {verdict.predicted} "
-            f"| {'yes' if verdict.foreseen else 'no'} | {row.raw.get('fix_reported', '')} |"
+            f"| {'yes' if verdict.foreseen else 'no'} | {verdict.planned} | {'yes' if verdict.avoided else 'no'} "
+            f"| {row.raw.get('fix_reported', '')} |"
         )
     return "\n".join(lines)
 

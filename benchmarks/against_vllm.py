@@ -3,8 +3,9 @@
     python -m benchmarks.against_vllm [--only NAME ...] [--record FILE] [--recorded FILE] [--details FOLDER]
                                       [--markdown FILE] [--models FOLDER]
 
-``--record`` keeps what vLLM said; ``--recorded`` compares with that and starts nothing. Exit status 1 if weights are
-off by more than 0.1 % (from headers), or a figure of the KV cache differs.
+``--record`` keeps what vLLM said; ``--recorded`` compares with that and starts nothing. Exit status 1 if weights are off
+by more than 0.1 % (from headers), or a figure of the KV cache differs. vLLM's vision models need torchvision, which the
+pinned environment lacks: without it they come out as refused, so record them where it is installed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama fp8 cache": ("llama", {"kv_cache_dtype": "fp8"}),
     "llama blocks of 64": ("llama", {"block_size": 64}),
     "llama float32": ("llama", {"dtype": "float32"}),
-    "llama int8 at load": ("llama", {"quantization": "int8_per_channel_weight_only"}),
+    "llama pp2": ("llama", {"pipeline_parallel_size": 2}),
+    "gemma2 pp2": ("gemma2", {"pipeline_parallel_size": 2}),
+    "granite_hybrid pp2": ("granite_hybrid", {"pipeline_parallel_size": 2}),
+    "whisper tp2": ("whisper", {"tensor_parallel_size": 2}),
+    "llama_awq tp2": ("llama_awq", {"tensor_parallel_size": 2}),
+    "qwen3_5 text only": ("qwen3_5", {"limit_mm_per_prompt": {"image": 0, "video": 0}}),
     "gemma2 one kind of cache": ("gemma2", {"disable_hybrid_kv_cache_manager": True}),
     "gemma3_text long steps": ("gemma3_text", {"max_num_batched_tokens": 3000}),
     "mistral short": ("mistral", {"max_model_len": 777}),
@@ -50,7 +56,6 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next tp2": ("qwen3_next", {"tensor_parallel_size": 2}),
     "jamba tp2": ("jamba", {"tensor_parallel_size": 2}),
     "mamba tp2": ("mamba", {"tensor_parallel_size": 2}),
-    "llama pp2": ("llama", {"pipeline_parallel_size": 2}),
 }
 """Name -> recipe and arguments beside the recipe's own."""
 
@@ -93,6 +98,12 @@ def _measure_here(name: str, models: Path, place: Path) -> None:
     (place / "answer").write_text(json.dumps(truth_of(name, models)))
 
 
+def cpu_features() -> list[str]:
+    """Those of this machine's that vLLM's CPU backend looks at."""
+    present = Path("/proc/cpuinfo").read_text()
+    return [each for each in CPU_FEATURES if each in present]
+
+
 def measured(names: Sequence[str], models: Path) -> dict[str, Any]:
     """Start vLLM for each name in turn."""
     import vllm.entrypoints.llm
@@ -103,12 +114,45 @@ def measured(names: Sequence[str], models: Path) -> dict[str, Any]:
     record: dict[str, Any] = {
         "vllm": version("vllm").split("+")[0],
         "machine": platform.machine(),
-        "cpu_features": [each for each in CPU_FEATURES if each in Path("/proc/cpuinfo").read_text()],
+        "cpu_features": cpu_features(),
         "cases": {},
     }
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         record["cases"][name] = measure_case(name, models)
+    return record
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    """One model or case a line, added to what ``file`` has; listings that only ``--details`` keeps are left out."""
+    old = json.loads(file.read_text()) if file.exists() else {"models": {}, "cases": {}}
+    models, kept = old["models"], old["cases"]
+    for name, truth in record["cases"].items():
+        kept[name] = {key: value for key, value in truth.items() if key not in ("log", "config", "tensors")}
+        if "refused" not in truth:
+            kept[name]["model"] = cases()[name][0]
+            models[kept[name]["model"]] = {key: truth[key] for key in ("config", "tensors")}
+            kept[name]["ranks"] = [_without_tensors(rank) for rank in truth["ranks"]]
+    parts = [f"{json.dumps(key)}: {json.dumps(record[key])}" for key in ("vllm", "machine", "cpu_features")]
+    parts += [f'"models": {_lines(models)}', f'"cases": {_lines(kept)}']
+    file.write_text("{" + ",\n".join(parts) + "}\n")
+
+
+def _without_tensors(rank: dict[str, Any]) -> dict[str, Any]:
+    return {**rank, "loaded": {key: value for key, value in rank["loaded"].items() if key != "tensors"}}
+
+
+def _lines(entries: dict[str, Any]) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()) + "\n}"
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """What ``write_record`` wrote, each case with its model."""
+    record: dict[str, Any] = json.loads(file.read_text())
+    models = record.pop("models")
+    for truth in record["cases"].values():
+        if "refused" not in truth:
+            truth.update(models[truth["model"]])
     return record
 
 
@@ -123,7 +167,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(".cache") / "architectures")
     options = parser.parse_args()
     if options.recorded:
-        record = json.loads(options.recorded.read_text())
+        record = read_record(options.recorded)
     else:
         record = measured(options.only or list(cases()), options.models)
     if options.details:
@@ -131,7 +175,7 @@ def main() -> None:
         for name, truth in record["cases"].items():
             (options.details / f"{name}.json").write_text(json.dumps(truth, indent=1))
     if options.record:
-        options.record.write_text(recordable(record))
+        write_record(options.record, record)
     from benchmarks.comparison import compared, page  # late, because worker processes of vLLM import this module too
 
     rows = compared(record)
@@ -140,20 +184,6 @@ def main() -> None:
     if options.markdown:
         options.markdown.write_text(text)
     sys.exit(0 if all(row.agrees for row in rows) else 1)
-
-
-def recordable(record: dict[str, Any]) -> str:
-    """JSON with one case a line, without the listings that only ``--details`` keeps."""
-    lines = []
-    for name, truth in record["cases"].items():
-        kept = {key: value for key, value in truth.items() if key != "log"}
-        kept["ranks"] = [
-            {**rank, "loaded": {key: value for key, value in rank["loaded"].items() if key != "tensors"}}
-            for rank in truth.get("ranks", [])
-        ]
-        lines.append(f"  {json.dumps(name)}: {json.dumps(kept)}")
-    head = json.dumps({key: value for key, value in record.items() if key != "cases"})[:-1]
-    return head + ', "cases": {\n' + ",\n".join(lines) + "\n}}\n"
 
 
 if __name__ == "__main__":

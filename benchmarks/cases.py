@@ -46,6 +46,11 @@ class Case:
         """Of the model."""
         return self.estimator.facts
 
+    @property
+    def model(self) -> Model:
+        """As a plan wants it: the config is all that is known."""
+        return Model(self.row.model, self.facts)
+
     @cached_property
     def demand(self) -> Demand:
         """Term by term, for the fullest rank."""

@@ -80,17 +80,18 @@ def _kv_figures(
     yield "blocks", count, kv["blocks"]
     yield "tokens", tokens(layout, deployment, count), kv["tokens"]
     yield "concurrency", round(max_concurrency(layout, deployment, count), 6), round(kv["max_concurrency"], 6)
+    limit = min(limit, deployment.max_model_len)
     for available, context in kv["longest_context"].items():
-        limit = min(limit, deployment.max_model_len)
         yield f"context in {available} bytes", longest_context(layout, deployment, int(available), limit), context
-    ours = sorted(
-        (each.kind, each.layers, each.block_size, each.page_bytes, each.window or 0) for each in layout.groups
-    )
-    theirs = sorted(
-        (KINDS[each["kind"]], each["layers"], each["block_size"], each["page_bytes"], each["window"] or 0)
-        for each in kv["groups"]
-    )
-    yield "groups", ours, theirs
+    ours = [(each.kind, each.layers, each.block_size, each.page_bytes, each.window or 0) for each in layout.groups]
+    yield "groups", sorted(ours), sorted(map(_group, kv["groups"]))
+
+
+def _group(group: dict[str, Any]) -> tuple[str, int, int, int, int]:
+    """vLLM's group in our terms. Full attention notes a window too where layers with one are kept like the others."""
+    kind = KINDS[group["kind"]]
+    window = group["window"] or 0 if kind in ("sliding", "chunked") else 0
+    return kind, group["layers"], group["block_size"], group["page_bytes"], window
 
 
 def _check(row: Row, what: str, ours: Any, theirs: Any) -> None:
@@ -106,6 +107,7 @@ def deployment_of(truth: dict[str, Any], features: Sequence[str]) -> Deployment:
         device="cpu",
         cpu_features=frozenset(features),
         dtype=settings["dtype"],
+        text_only=not any(arguments.get("limit_mm_per_prompt", {"any": 1}).values()),
         quantization=arguments.get("quantization"),
         max_model_len=settings["max_model_len"],
         max_num_seqs=settings["max_num_seqs"],
@@ -165,8 +167,9 @@ def page(record: dict[str, Any], rows: Sequence[Row]) -> str:
             "",
             f"vLLM {record['vllm']} on the CPU ({record['machine']}), small models with random weights, "
             f"{len(rows)} cases. Written by `python -m benchmarks.against_vllm`.",
-            "Weights are the bytes of a rank's parameters and buffers as loaded. KV cache compares bytes per block, blocks, "
-            "tokens, concurrency, groups, the context that vLLM derives and the longest that fits into three sizes.",
+            "Weights are the bytes of parameters and buffers, as loaded, of the rank that has most. KV cache compares",
+            "bytes per block, blocks, tokens, concurrency, groups, the context that vLLM derives from the config and",
+            "the longest that fits into three sizes of cache.",
             "",
             *table(rows),
             *(["", "vLLM's CPU backend refuses:", "", *refused] if refused else []),

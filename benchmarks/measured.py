@@ -108,21 +108,28 @@ class Row:
             return "0.16 and before"
         return "0.17 to 0.19" if version <= (0, 19) else "0.20 and later"
 
-    def deployment(self, facts: ModelFacts) -> Deployment:
-        """The launch that the row describes."""
+    @property
+    def device(self) -> DeviceFacts:
+        """The device, with what was free of it where the row says so."""
         total, capability = self._catalogue()
-        device = DeviceFacts(
+        size = self.total_bytes or total or 0
+        free = self.gib("free_at_start_gib")
+        return DeviceFacts(
             kind="cuda",
             index=0,
             name=str(self.raw.get("gpu", "")),
-            total_bytes=self.total_bytes or total or 0,
-            free_bytes=self.total_bytes or 0,
+            total_bytes=size,
+            free_bytes=size if free is None else min(size, round(free * GIB)),
             compute_capability=capability,
         )
-        version = self.version or ASSUMED_VERSION
-        return deployment_of(self._request(), facts, device, version=version)
 
-    def _request(self) -> Request:
+    def deployment(self, facts: ModelFacts) -> Deployment:
+        """The launch that the row describes."""
+        return deployment_of(self.request, facts, self.device, version=self.version or ASSUMED_VERSION)
+
+    @property
+    def request(self) -> Request:
+        """What was asked for, as far as the row says."""
         raw, flags = self.raw, str(self.raw.get("flags", ""))
         knobs: dict[str, object] = {
             "max_num_batched_tokens": raw.get("max_num_batched_tokens"),

@@ -119,22 +119,23 @@ def _longest_context(sizing: Any, config: Any, specs: Any, memory: list[int]) ->
 
 
 def _kv(config: Any, seen: dict[str, Any]) -> dict[str, Any] | None:
-    """The KV cache as vLLM cut it up; ranks differ only in their groups' layers."""
+    """The KV cache as vLLM cut it up; groups are those of the rank with the widest blocks."""
     if not seen or not any(each.kv_cache_groups for each in seen["configs"]):
         return None
-    first = seen["configs"][0]
+    fullest = max(seen["configs"], key=_bytes_per_block)
     return {
         "available_bytes": seen["available_bytes"][0],
-        "blocks": first.num_blocks,
-        "bytes_per_block": [
-            max((tensor.size for tensor in each.kv_cache_tensors), default=0) // each.num_blocks
-            for each in seen["configs"]
-        ],
-        "groups": [_group(group) for group in first.kv_cache_groups],
+        "blocks": fullest.num_blocks,
+        "bytes_per_block": [_bytes_per_block(each) for each in seen["configs"]],
+        "groups": [_group(group) for group in fullest.kv_cache_groups],
         "tokens": config.cache_config.kv_cache_size_tokens,
         "max_concurrency": config.cache_config.kv_cache_max_concurrency,
         "longest_context": {str(memory): context for memory, context in seen["fitting"].items()},
     }
+
+
+def _bytes_per_block(config: Any) -> int:
+    return max((tensor.size for tensor in config.kv_cache_tensors), default=0) // int(config.num_blocks)
 
 
 def _group(group: Any) -> dict[str, Any]:

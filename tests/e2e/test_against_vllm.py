@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.against_vllm import cases, cpu_features, truth_of
+from benchmarks.against_vllm import cases, cpu_features, read_record, truth_of
 from benchmarks.comparison import compare
 from tests.conftest import CACHE, Forked
+from vllm_autofit.facts.weights import read_tensors
 
-RECORD = json.loads((Path(__file__).parent.parent / "data" / "vllm_0_32.json").read_text())
+RECORD = read_record(Path(__file__).parent.parent / "data" / "vllm_0_32.json")
 LOADED = [name for name, truth in RECORD["cases"].items() if "refused" not in truth]
 QUICK = ("llama", "gemma2", "deepseek_v2", "granite_hybrid", "mamba", "llama_awq")
 """One of each kind of KV cache and of weights."""
@@ -74,3 +74,6 @@ def test_agrees_with_vllm_as_it_runs(name: str, forked: Forked) -> None:
     truth = forked(lambda: truth_of(name, CACHE / "architectures"))
     row = compare(name, truth, cpu_features())
     assert row.agrees, row
+    base, _ = cases()[name]
+    headers = read_tensors(str(CACHE / "architectures" / base)).tensors if truth["tensors"] else ()
+    assert sorted([each.name, each.dtype, [*each.shape], each.bytes] for each in headers) == sorted(truth["tensors"])

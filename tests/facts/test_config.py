@@ -71,7 +71,7 @@ def test_a_hub_name_is_found_in_the_local_cache(hub_cache: Path) -> None:
 
 
 def test_without_a_network_the_error_says_so(hub_cache: Path) -> None:
-    with pytest.raises(ConfigError, match="the hub isn't to be asked.*name a local folder"):
+    with pytest.raises(ConfigError, match=r"the hub isn't to be asked.*name a local folder"):
         load_config("org/model")
 
 
@@ -178,7 +178,7 @@ def test_endless_configs_come_to_an_end() -> None:
     endless["text_config"] = endless
     with pytest.raises(ConfigError, match="hidden_size"):
         model_facts(endless)
-    with pytest.raises(ConfigError, match="torch_dtype|vocab_size|hidden_size"):
+    with pytest.raises(ConfigError, match="vocab_size"):
         model_facts({**LLAMA, "torch_dtype": endless, "vocab_size": endless})
 
 

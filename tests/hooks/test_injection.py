@@ -49,7 +49,12 @@ THE_ESTIMATOR = (
 """Rooms of arithmetic behind one net of their own: one function of each stands for the others. Without the estimate,
 the plan is for the device alone."""
 
-SHARED_WITH_THE_PLAN = ("vllm_autofit.memory.budget", "vllm_autofit.memory.overhead", "vllm_autofit.planning.planner")
+SHARED_WITH_THE_PLAN = (
+    "vllm_autofit.memory.budget",
+    "vllm_autofit.memory.overhead",
+    "vllm_autofit.planning.defaults",
+    "vllm_autofit.planning.planner",
+)
 """Of those, what the plan for the device needs too."""
 
 THE_NET = {
@@ -134,8 +139,10 @@ def sabotage(target: str) -> list[str]:
 
 
 def _warnings() -> list[str]:
-    """All that we printed but the line about the plan. Before vLLM sets its logging up, warnings are bare."""
-    return [line for line in printed().splitlines() if "vllm-autofit" in line and " INFO " not in line]
+    """All that we printed but the plan's own words. Before vLLM sets its logging up, warnings are bare."""
+    ours = [line for line in printed().splitlines() if "vllm-autofit" in line and " INFO " not in line]
+    # Where it can't be told what the user set, vLLM's default is taken for theirs, and is too much for a busy machine.
+    return [line for line in ours if "more than will be free when vLLM checks" not in line]
 
 
 def _needs(target: str, reached: set[str]) -> None:
@@ -169,8 +176,9 @@ def reached(vllm_loaded: None, tiny_model: Path) -> set[str]:
 
 
 def test_a_start_runs_most_of_our_functions(reached: set[str]) -> None:
-    assert len(FUNCTIONS) > 80
-    assert len(reached & set(FUNCTIONS)) > len(FUNCTIONS) / 2
+    ours = {name for name in FUNCTIONS if not name.startswith(THE_ESTIMATOR)}  # most of its rooms are for other models
+    assert len(ours) > 80
+    assert len(reached & ours) > len(ours) / 2
 
 
 ON_THE_WAY = [name for name in FUNCTIONS if not name.startswith(AFTER_THE_CONFIG)]
@@ -182,7 +190,7 @@ def test_a_broken_function_leaves_the_config_to_vllm(
 ) -> None:
     _needs(target, reached)
 
-    was_called, warnings, types, _planned = run_forked(lambda: _config_with_broken(target, tiny_model))
+    was_called, warnings, types, _planned = run_forked(lambda: _config_with_broken(target, model=tiny_model))
 
     assert was_called
     assert len(warnings) == 1, warnings
@@ -192,29 +200,27 @@ def test_a_broken_function_leaves_the_config_to_vllm(
 @pytest.mark.parametrize(
     "module", sorted({name.partition(":")[0] for name in ON_THE_WAY if name.startswith(THE_ESTIMATOR)})
 )
-def test_a_broken_estimate_leaves_the_plan_for_the_device(
-    module: str, reached: set[str], tiny_model: Path, small_start: None
-) -> None:
+def test_a_broken_estimate_leaves_the_plan_for_the_device(module: str, reached: set[str], tiny_model: Path) -> None:
     used = [name for name in ON_THE_WAY if name.startswith(f"{module}:") and name in reached]
     if not used:
         pytest.skip("not on the way of a start that succeeds on this machine")
 
-    was_called, warnings, types, planned = run_forked(lambda: _config_with_broken(used[0], tiny_model))
+    was_called, warnings, types, planned = run_forked(lambda: _config_with_broken(*used, model=tiny_model))
 
     assert was_called
     assert len(warnings) == 1, warnings
     assert types == (float, bool)
-    assert planned or used[0].startswith(SHARED_WITH_THE_PLAN)
+    assert planned or module.startswith(SHARED_WITH_THE_PLAN)
 
 
-def _config_with_broken(target: str, model: Path) -> tuple[bool, list[str], Any, bool]:
-    """Whether it was called, our warnings, the types that vLLM got, and whether there was a plan all the same."""
-    called = sabotage(target)
+def _config_with_broken(*targets: str, model: Path) -> tuple[bool, list[str], Any, bool]:
+    """Whether any was called, our warnings, the types that vLLM got, and whether there was a plan all the same."""
+    called = [sabotage(target) for target in targets]
     from vllm.engine.arg_utils import EngineArgs
 
     config = EngineArgs(model=str(model)).create_engine_config()
     types = (type(config.cache_config.gpu_memory_utilization), type(config.model_config.enforce_eager))
-    return bool(called), _warnings(), types, "vllm-autofit: set gpu_memory_utilization" in printed()
+    return any(called), _warnings(), types, "vllm-autofit: set gpu_memory_utilization" in printed()
 
 
 @pytest.mark.e2e

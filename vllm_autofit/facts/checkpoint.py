@@ -35,7 +35,7 @@ def read_model(
         ConfigError: there is no config, or it says something that can't be.
     """
     try:
-        facts = model_facts(load_config(name, revision) if config is None else config)
+        facts = model_facts(load_config(name, revision, hub=hub) if config is None else config)
     except UnknownModelError as error:
         return Model(name, notes=(str(error),))
     drafter = None if draft is None else read_model(draft, hub=hub)

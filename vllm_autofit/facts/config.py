@@ -52,7 +52,7 @@ def model_facts(config: Mapping[str, object]) -> ModelFacts:
     notes = [*parts.notes, *tower_notes]
     if stored is not None and stored.weight_bits >= 16 and not stored.overrides:
         notes.append(f"the quantisation {stored.method!r} isn't understood: counted as not quantised")
-    vocabulary = text.size("padded_vocab_size", "vocab_size", most=2**28)
+    vocabulary = text.maybe("padded_vocab_size") or text.size("vocab_size", most=2**28)
     if text.assumed:
         notes.append(f"the config leaves out {', '.join(text.assumed)}: taken from the defaults of {parts.model_type}")
     return ModelFacts(
@@ -74,6 +74,7 @@ def model_facts(config: Mapping[str, object]) -> ModelFacts:
         labels=_labels(text, parts.architecture),
         encoder_tokens=encoder_tokens(parts, built_towers),
         notes=tuple(notes),
+        final_norms=family.final_norms,
         extra_parameters=family.extra(text, layers) if family.extra is not None else 0,
         raw=dict(text.given),
     )

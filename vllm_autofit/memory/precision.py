@@ -15,7 +15,9 @@ from vllm_autofit.memory.sharding import Role
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
-FLOAT32_MODULES = frozenset({"A_log", "e_score_correction_bias", "expert_bias"})
+FLOAT32_MODULES = frozenset({"A_log", "e_score_correction", "expert"})
+"""Decays of states, and the biases ``e_score_correction_bias`` and ``expert_bias`` of routers."""
+
 FLOAT32_ROUTERS = frozenset(
     {"afmoe", "ernie4_5_moe", "glm4_moe", "hy_v3", "longcat_flash", "minimax_m2", "param2moe", "step3p5"}
 )

@@ -46,7 +46,7 @@ EMBEDDINGS = _names(
 )
 """Split by rows, once padded: BERT's positions and token types too."""
 
-HEADS = _names("lm_head embed_out output")
+HEADS = _names("lm_head embed_out output head")
 POSITIONS = _names("wpe embed_positions")
 TASK_HEADS = _names("score classifier pooler")
 UNUSED = _names("head probe")
@@ -155,7 +155,7 @@ def _split(part: Part, modules: list[str], module: str, parameter: str, dimensio
         return "channels"
     if module == "norm" and modules[-2:-1] in (["mixer"], ["mamba"]):
         return "channels"  # Mamba 2's gated norm goes over the inner width
-    if not WHOLE.isdisjoint(modules) or "norm" in module.lower() or module.startswith("ln_"):
+    if not WHOLE.isdisjoint([*modules, module]) or "norm" in module.lower() or module.startswith("ln_"):
         return "whole"
     if dimensions < 2 and parameter != "bias" and parameter not in PARAMETERS:
         return "whole"

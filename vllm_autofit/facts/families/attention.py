@@ -135,7 +135,7 @@ def reaches(fields: Fields, family: Family, count: int) -> list[Reach]:
     if family.windows == "uses" and not fields.flag("use_sliding_window"):
         window, types = None, None
     if types is None:
-        types = _usual_types(fields, family, count) if window else [FULL] * count
+        types = _usual_types(fields, family, count) if window or family.windows == "chunks" else [FULL] * count
     chunk = fields.maybe("attention_chunk_size") if CHUNKED in types else None
     some_slide = SLIDING in types and any(kind != SLIDING for kind in types)
     if some_slide and not family.per_layer_windows:
@@ -154,6 +154,10 @@ def _usual_types(fields: Fields, family: Family, count: int) -> list[str]:
     if family.windows == "uses":
         first = fields.size_or(0, "max_window_layers")
         return [SLIDING if number >= first else FULL for number in range(count)]
+    if family.windows == "chunks":
+        every = fields.size_or(4, "no_rope_layer_interval", least=1)
+        rotary = fields.items("no_rope_layers", length=count) or [(number + 1) % every for number in range(count)]
+        return [CHUNKED if flag else FULL for flag in rotary]
     if family.windows == "layers":
         return [FULL] * count
     cycle = _cycle(fields, family)

@@ -17,6 +17,8 @@ class Encoder(NamedTuple):
     """What holds that part: projectors are described there."""
     text_width: int
     """The language model's hidden size."""
+    kind: str
+    """``model_type`` of the whole."""
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> int:

@@ -6,7 +6,7 @@ Read from the model code of vLLM 0.32 (``model_executor/models``) and the config
 from __future__ import annotations
 
 from vllm_autofit.facts.families import stacks
-from vllm_autofit.facts.families.extras import gemma3n_extra, gemma4_extra
+from vllm_autofit.facts.families.extras import gemma3n_extra, gemma4_extra, head_bias
 from vllm_autofit.facts.families.style import LAYER_NORMS, Family
 
 DECODERS: tuple[Family, ...] = (
@@ -36,7 +36,7 @@ DECODERS: tuple[Family, ...] = (
         ("Llama4ForCausalLM",),
         ("llama4_text",),
         stacks.decoder,
-        windows="layers",
+        windows="chunks",
         assumes={"n_shared_experts": 1},
     ),
     # Qwen
@@ -109,9 +109,26 @@ DECODERS: tuple[Family, ...] = (
         extra=gemma4_extra,
     ),
     # Phi
-    Family(("PhiForCausalLM",), ("phi",), stacks.decoder, bias=True, mlp_bias=True, gated=False, norms=2),
+    Family(
+        ("PhiForCausalLM",),
+        ("phi",),
+        stacks.decoder,
+        bias=True,
+        mlp_bias=True,
+        gated=False,
+        norms=2,
+        final_norms=2,
+        extra=head_bias,
+    ),
     Family(("Phi3ForCausalLM",), ("phi3", "phi4mm"), stacks.decoder, bias=False, mlp_bias=False),
-    Family(("PhiMoEForCausalLM", "PhimoeForCausalLM"), ("phimoe",), stacks.decoder, norms=LAYER_NORMS),
+    Family(
+        ("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+        ("phimoe",),
+        stacks.decoder,
+        norms=LAYER_NORMS,
+        final_norms=2,
+        extra=head_bias,
+    ),
     # DeepSeek, Kimi, GLM with latent attention
     Family(
         ("DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV32ForCausalLM", "MistralLarge3ForCausalLM"),
@@ -207,15 +224,9 @@ DECODERS: tuple[Family, ...] = (
         ("granitemoe", "granitemoeshared", "granitemoe_swa"),
         stacks.decoder,
     ),
-    Family(
-        ("NemotronForCausalLM",),
-        ("nemotron",),
-        stacks.decoder,
-        gated=False,
-        norms=LAYER_NORMS,
-    ),
+    Family(("NemotronForCausalLM",), ("nemotron",), stacks.decoder, gated=False, norms=LAYER_NORMS, final_norms=2),
     Family(("DeciLMForCausalLM",), ("nemotron-nas", "deci"), stacks.nemotron_nas),
-    Family(("OlmoForCausalLM",), ("olmo",), stacks.decoder, norms=0),
+    Family(("OlmoForCausalLM",), ("olmo",), stacks.decoder, norms=0, final_norms=0),
     Family(("Olmo2ForCausalLM",), ("olmo2",), stacks.decoder, query_key_norm=True, wide_norm=True),
     Family(
         ("Olmo3ForCausalLM",), ("olmo3",), stacks.decoder, query_key_norm=True, wide_norm=True, windows="cycle", cycle=4
@@ -266,6 +277,7 @@ DECODERS: tuple[Family, ...] = (
         bias="use_qkv_bias",
         output_bias=False,
         norms=LAYER_NORMS,
+        final_norms=2,
     ),
     Family(
         ("Starcoder2ForCausalLM",),
@@ -275,6 +287,7 @@ DECODERS: tuple[Family, ...] = (
         mlp_bias="use_bias",
         gated=False,
         norms=LAYER_NORMS,
+        final_norms=2,
     ),
     Family(("InternLM2ForCausalLM", "InternLM2ForRewardModel"), ("internlm2",), stacks.decoder, bias="bias"),
     Family(
@@ -318,6 +331,7 @@ DECODERS: tuple[Family, ...] = (
         gated=False,
         norms=LAYER_NORMS,
         positions="learned",
+        final_norms=2,
     ),
     Family(
         ("GPTBigCodeForCausalLM",),
@@ -328,8 +342,19 @@ DECODERS: tuple[Family, ...] = (
         gated=False,
         norms=LAYER_NORMS,
         positions="learned",
+        final_norms=2,
     ),
-    Family(("GPTJForCausalLM",), ("gptj",), stacks.decoder, bias=False, mlp_bias=True, gated=False, norms=2),
+    Family(
+        ("GPTJForCausalLM",),
+        ("gptj",),
+        stacks.decoder,
+        bias=False,
+        mlp_bias=True,
+        gated=False,
+        norms=2,
+        final_norms=2,
+        extra=head_bias,
+    ),
     Family(
         ("GPTNeoXForCausalLM",),
         ("gpt_neox",),
@@ -337,6 +362,7 @@ DECODERS: tuple[Family, ...] = (
         mlp_bias=True,
         gated=False,
         norms=LAYER_NORMS,
+        final_norms=2,
     ),
     Family(
         ("OPTForCausalLM",),
@@ -348,6 +374,7 @@ DECODERS: tuple[Family, ...] = (
         norms=LAYER_NORMS,
         positions="learned",
         position_offset=2,
+        final_norms=2,
     ),
     Family(
         ("BloomForCausalLM",),
@@ -358,6 +385,7 @@ DECODERS: tuple[Family, ...] = (
         gated=False,
         norms=LAYER_NORMS,
         positions="none",
+        final_norms=2,
     ),
     Family(
         ("FalconForCausalLM", "RWForCausalLM"),
@@ -366,5 +394,6 @@ DECODERS: tuple[Family, ...] = (
         bias="bias",
         mlp_bias="bias",
         gated=False,
+        final_norms=2,
     ),
 )

@@ -49,3 +49,8 @@ def zamba2_extra(fields: Fields, layers: tuple[Layer, ...]) -> int:
         if layer.shares_weights_with is None:
             extra += width * heads * layer.mixer.head_size
     return extra
+
+
+def head_bias(fields: Fields, _layers: tuple[Layer, ...]) -> int:
+    """Phi's and GPT-J's heads have a bias."""
+    return fields.size("vocab_size")

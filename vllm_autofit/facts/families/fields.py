@@ -61,9 +61,11 @@ class Fields:
         """
         value = self._look(names)
         if value is _MISSING or value is None:
-            raise ConfigError(self.where + names[0], "missing", COMPLETE)
-        if names[0] not in self.assumed and not any(name in self.given for name in names):
-            self.assumed.append(names[0])
+            raise ConfigError(self.where + names[0], MISSING, COMPLETE)
+        if not any(name in self.given for name in names):
+            name = next(name for name in names if name in self.filled)
+            if name not in self.assumed:
+                self.assumed.append(name)
         return whole_number(value, self.where + names[0], 1, most)
 
     def size_or(self, fallback: int, *names: str, least: int = 0, most: int = LARGEST_SIZE) -> int:
@@ -143,6 +145,8 @@ class Fields:
         return Fields(value, default if isinstance(default, Mapping) else {}, f"{self.where}{names[0]}.")
 
 
+MISSING = "missing"
+"""``ConfigError.reason`` where a size is neither said nor filled in."""
 COMPLETE = "Take the whole config.json that belongs to the checkpoint"
 _EDITED = "Take the config.json that belongs to the checkpoint, unedited"
 

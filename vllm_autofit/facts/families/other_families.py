@@ -91,6 +91,7 @@ OTHERS: tuple[Family, ...] = (
         positions="learned",
         runner="pooling",
         extra=encoders.bert_extra,
+        final_norms=0,
     ),
     Family(
         (
@@ -111,6 +112,7 @@ OTHERS: tuple[Family, ...] = (
         positions="learned",
         runner="pooling",
         extra=encoders.bert_extra,
+        final_norms=0,
     ),
     Family(
         ("ModernBertModel", "ModernBertForSequenceClassification", "ModernBertForTokenClassification"),
@@ -128,6 +130,7 @@ OTHERS: tuple[Family, ...] = (
         norms=LAYER_NORMS,
         runner="pooling",
         extra=encoders.bert_extra,
+        final_norms=0,
     ),
     Family(
         ("GteModel", "GteNewModel", "NewModel", "GteNewForSequenceClassification", "NewForSequenceClassification"),
@@ -138,6 +141,7 @@ OTHERS: tuple[Family, ...] = (
         norms=LAYER_NORMS,
         runner="pooling",
         extra=encoders.bert_extra,
+        final_norms=0,
     ),
     # Encoder-decoders
     Family(
@@ -150,6 +154,7 @@ OTHERS: tuple[Family, ...] = (
         norms=LAYER_NORMS,
         positions="learned",
         extra=encoders.whisper_extra,
+        final_norms=2,
     ),
     Family(
         ("BartForConditionalGeneration", "MBartForConditionalGeneration"),
@@ -162,6 +167,7 @@ OTHERS: tuple[Family, ...] = (
         positions="learned",
         position_offset=2,
         extra=encoders.bart_extra,
+        final_norms=0,
     ),
     Family(("MllamaForCausalLM",), ("mllama_text_model",), encoders.mllama, bias=False),
 )

@@ -60,6 +60,11 @@ class Parts(NamedTuple):
     runner: Literal["generate", "pooling"]
     notes: tuple[str, ...]
 
+    @property
+    def wrapper_type(self) -> str:
+        """``model_type`` of the multimodal whole as we call it; empty for a model of text alone."""
+        return "" if self.wrapper is None else self.wrapper.model_types[0]
+
 
 def take_apart(config: Mapping[str, object]) -> Parts:
     """Find the text part of a config, its family, and the defaults of what it leaves out.

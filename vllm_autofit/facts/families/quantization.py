@@ -169,7 +169,8 @@ def _modelopt(said: Fields, method: str) -> Quantization:
     layers = inner.part("quantized_layers")
     overrides: tuple[tuple[tuple[str, ...], Quantization], ...] = ()
     if base is None:
-        overrides = _by_layer(layers) if layers is not None else _groups(groups, method) if groups is not None else ()
+        overrides = _by_layer(layers) if layers is not None else ()
+        overrides = overrides or (_groups(groups, method) if groups is not None else ())
         base = Quantization(method)
     return replace(base, ignored=_names(inner), overrides=overrides, kv_cache_dtype=_kv_cache_dtype(inner))
 
@@ -192,13 +193,13 @@ def _algorithm(name: str, said: Fields) -> Quantization | None:
 
 def _by_layer(layers: Fields) -> tuple[tuple[tuple[str, ...], Quantization], ...]:
     """Layers of a mixture, gathered by how they are stored."""
-    gathered: dict[Quantization, list[str]] = {}
-    for name in layers.given:
-        layer = layers.part(name) if isinstance(layers.given[name], Mapping) else None
-        stored = _algorithm(layer.text("quant_algo"), layer) if layer is not None else None
-        if stored is not None:
-            gathered.setdefault(stored, []).append(name)
-    return tuple((tuple(names), stored) for stored, names in gathered.items())
+    gathered: dict[tuple[str, int | None], list[str]] = {}
+    for name, layer in layers.given.items():
+        algorithm, group = (layer.get("quant_algo"), layer.get("group_size")) if isinstance(layer, Mapping) else ("", 0)
+        if isinstance(algorithm, str) and isinstance(group, int | None):
+            gathered.setdefault((algorithm, group), []).append(name)
+    stored = {key: _algorithm(key[0], Fields({"group_size": key[1]}, {}, layers.where)) for key in gathered}
+    return tuple((tuple(names), one) for key, names in gathered.items() if (one := stored[key]) is not None)
 
 
 def _kv_cache_dtype(said: Fields) -> str | None:

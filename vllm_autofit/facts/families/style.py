@@ -12,12 +12,13 @@ from vllm_autofit.facts.families.fields import Fields
 Trait = bool | str
 """Always so, never so, or the name of the field that says so."""
 
-WindowPattern = Literal["all", "uses", "layers", "cycle", "even"]
+WindowPattern = Literal["all", "uses", "layers", "cycle", "even", "chunks"]
 """Which layers slide when the config has no ``layer_types``.
 
 ``all``: every layer, if there is a window at all (vLLM hands the config's ``sliding_window`` to every layer that brings
 no window of its own). ``uses``: only where ``use_sliding_window`` is true, and from ``max_window_layers`` on.
-``layers``: none. ``cycle``: all but every n-th. ``even``: every second, the first included.
+``layers``: none. ``cycle``: all but every n-th. ``even``: every second, the first included. ``chunks``: those with
+rotary positions see their chunk (Llama 4).
 """
 
 LAYER_NORMS = 4
@@ -41,6 +42,8 @@ class Family:
     gated: bool = True
     norms: int = 2
     """Vectors of the hidden size per layer; a norm with a bias has two."""
+    final_norms: int = 1
+    """Vectors after the last layer: two with a bias, none where each layer ends with its own."""
     query_key_norm: Trait = False
     wide_norm: bool = False
     """That norm spans all heads."""

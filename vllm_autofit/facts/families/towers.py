@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vllm_autofit.architecture import Tower
+from vllm_autofit.errors import ConfigError
 from vllm_autofit.facts.families import audio, vision
 from vllm_autofit.facts.families.attention import hidden_size
 from vllm_autofit.facts.families.counting import Encoder
 from vllm_autofit.facts.families.encoders import encoder_decoder, mllama
-from vllm_autofit.facts.families.fields import Fields
+from vllm_autofit.facts.families.fields import MISSING, Fields
 from vllm_autofit.facts.families.parts import Parts, defaults
 
 VISION_PARTS = ("vision_config", "vision_model", "visual")
@@ -59,24 +62,38 @@ def towers(parts: Parts) -> tuple[tuple[Tower, ...], tuple[str, ...]]:
     """
     if parts.wrapper is None:
         return (), ()
-    kind = parts.wrapper.model_types[0]
-    width = hidden_size(parts.text)
-    found, notes = [], []
+    kind = parts.wrapper_type
     seen = _part(parts, VISION_PARTS, TOWER_TYPES.get(kind))
+    heard = _part(parts, AUDIO_PARTS, AUDIO_TYPES.get(kind))
+    found: list[Tower] = []
+    notes = []
     if seen is not None:
         reader = vision.BY_VISION_TYPE.get(seen.text("model_type")) or vision.READERS.get(kind, vision.generic)
-        found.append(reader(Encoder(seen, _named(parts.host, kind), width)))
-        if reader is vision.generic:
+        found += _read(reader, parts, seen)
+        if reader is vision.generic and found:
             notes.append(f"the image encoder of {parts.architecture} is counted as a common vision transformer")
-    heard = _part(parts, AUDIO_PARTS, AUDIO_TYPES.get(kind))
     if heard is not None:
         listener = audio.READERS.get(kind, audio.generic)
-        found.append(listener(Encoder(heard, parts.host, width)))
-        if listener is audio.generic:
-            notes.append(f"the audio encoder of {parts.architecture} is counted as a common conformer")
-    if not found and not parts.host.says("vision_config") and "vision_config" not in parts.host.given:
+        sound = _read(listener, parts, heard)
+        found += sound
+        if listener is audio.generic and sound:
+            notes.append(f"the sound encoder of {parts.architecture} is counted as a common conformer")
+    described = sum(part is not None for part in (seen, heard))
+    switched_off = "vision_config" in parts.host.given and parts.host.given["vision_config"] is None
+    if len(found) < described or not (described or switched_off):
         notes.append(f"{parts.architecture} has encoders that this config doesn't describe: they aren't counted")
     return tuple(found), tuple(notes)
+
+
+def _read(reader: Callable[[Encoder], Tower], parts: Parts, part: Fields) -> list[Tower]:
+    """One tower, or none where the part lacks a size: a description of another kind, such as Gemma 3n's MobileNet."""
+    host = Fields(parts.host.given, {**defaults(parts.wrapper_type), **parts.host.filled}, parts.host.where)
+    try:
+        return [reader(Encoder(part, host, hidden_size(parts.text), parts.wrapper_type))]
+    except ConfigError as error:
+        if error.reason != MISSING:
+            raise
+        return []
 
 
 def _part(parts: Parts, names: tuple[str, ...], usual_type: str | None) -> Fields | None:
@@ -88,11 +105,6 @@ def _part(parts: Parts, names: tuple[str, ...], usual_type: str | None) -> Field
             filled = defaults(said) or defaults(usual_type or "")
             return Fields(part.given, filled, part.where)
     return None
-
-
-def _named(host: Fields, kind: str) -> Fields:
-    """What holds the vision part, with its kind filled in where it lacks a name."""
-    return Fields(host.given, {**defaults(kind), **host.filled, "model_type": kind}, host.where)
 
 
 def encoder_tokens(parts: Parts, built: tuple[Tower, ...]) -> int:

@@ -115,7 +115,7 @@ def clip(seen: Encoder) -> Tower:
     around = width + (patches + 1) * width + 2 * layer_norm(width)
     bias = seen.host.flag("multimodal_projector_bias", True)
     projector = linear(width, seen.text_width, bias) + linear(seen.text_width, seen.text_width, bias)
-    tokens = patches if seen.host.text("model_type") == "llava" else None
+    tokens = patches if seen.kind == "llava" else None
     return replace(tower, parameters=body + around + projector, tokens_per_item=tokens)
 
 
@@ -126,14 +126,14 @@ def siglip(seen: Encoder) -> Tower:
     patches = seen.part.size_or(patches, "num_patches")
     body = tower.layers * _block(tower).parameters + linear(_pixels(seen.part, tower), width)
     around = patches * width + layer_norm(width)
-    projector, tokens, merge = _siglip_projector(seen.host, tower, patches)
+    projector, tokens, merge = _siglip_projector(seen, tower, patches)
     return replace(tower, parameters=body + around + projector, tokens_per_item=tokens, merge=merge)
 
 
-def _siglip_projector(host: Fields, tower: Tower, patches: int) -> tuple[int, int | None, int]:
+def _siglip_projector(seen: Encoder, tower: Tower, patches: int) -> tuple[int, int | None, int]:
     """Weights, tokens of an image, and patches side by side that become one token."""
     width, text = tower.hidden_size, tower.output_size
-    kind = host.text("model_type")
+    host, kind = seen.host, seen.kind
     if kind.startswith("gemma3"):
         tokens = host.size_or(256, "mm_tokens_per_image", least=1)
         return width * text + width, tokens, max(1, round((patches / tokens) ** 0.5))
@@ -185,9 +185,8 @@ def llama4(seen: Encoder) -> Tower:
     width = tower.hidden_size
     body = tower.layers * _block(tower).parameters + _pixels(seen.part, tower) * width
     around = width + (_patches(seen.part, tower) + 1) * width + 2 * layer_norm(width)
-    shuffled = round(width / max(0.01, seen.part.number(0.5, "pixel_shuffle_ratio")) ** 2)
     inner, outer = seen.part.size("projector_input_dim"), seen.part.size("projector_output_dim")
-    projector = shuffled * inner + inner * outer + seen.part.size("vision_output_dim") * seen.text_width
+    projector = tower.width * inner + inner * outer + seen.part.size("vision_output_dim") * seen.text_width
     return replace(tower, parameters=body + around + projector, merge=2)
 
 
