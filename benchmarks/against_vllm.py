@@ -3,9 +3,9 @@
     python -m benchmarks.against_vllm [--only NAME ...] [--record FILE] [--recorded FILE] [--details FOLDER]
                                       [--markdown FILE] [--models FOLDER]
 
-``--record`` keeps what vLLM said; ``--recorded`` compares with that and starts nothing. Exit status 1 if weights are off
-by more than 0.1 % (from headers), or a figure of the KV cache differs. vLLM's vision models need torchvision, which the
-pinned environment lacks: without it they come out as refused, so record them where it is installed.
+``--record`` keeps what vLLM said; ``--recorded`` compares with that and starts nothing. Exit status 1 if weights are
+off by more than 0.1 % (from headers), or a figure of the KV cache differs. vLLM's vision models need torchvision,
+which the pinned environment lacks: without it they come out as refused, so record them where it is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What vllm-autofit costs: importing and registering, one plan, and a whole start with it and without.
+"""What vllm-autofit costs: importing and registering, one plan, the estimate of a large model, the command
+``vllm-autofit plan``, and a whole start with the plugin and without.
 
     python -m benchmarks.overhead [--starts N]      (make bench)
 
@@ -10,6 +11,7 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -63,6 +65,32 @@ EngineArgs(model={model!r}).create_engine_config()
 print(spent[0])
 """
 
+ESTIMATE = """
+import json, time
+from vllm_autofit.architecture import Tensor
+from vllm_autofit.facts.config import model_facts
+from vllm_autofit.memory.checkpoint import tensors_from_facts
+from vllm_autofit.planning.planner import make_plan
+from vllm_autofit.values import DeviceFacts, Lessons, Model, Request, Rules
+from vllm_autofit import FIELDS
+facts = model_facts(json.loads({config!r}))
+tensors = tensors_from_facts(facts)
+assert len(tensors) > 1000, len(tensors)
+device = DeviceFacts("cuda", 0, "NVIDIA H100 80GB HBM3", 85_000_000_000, int(85_000_000_000 * {free}), 1, True, (9, 0))
+request = Request("m", dict.fromkeys(FIELDS) | {{"kv_cache_dtype": "auto"}}, frozenset())
+began = time.perf_counter()
+make_plan(request, [device], Lessons(), Rules(), model=Model("m", facts, tensors, "folder", True))
+print((time.perf_counter() - began) * 1000)
+"""
+
+LARGE = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 5120, "intermediate_size": 13824,
+    "num_hidden_layers": 96, "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 152064,
+    "max_position_embeddings": 32768, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+"""A dense model of more than 1,000 tensors: what it takes is nearly all of the device when all of it is free, and more
+than half of it is missing when half is."""
+
 START = """
 import os, time
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
@@ -86,6 +114,18 @@ def measure(script: str, environ: dict[str, str]) -> float:
     return float(done.stdout.split()[-1])
 
 
+def measure_command(*arguments: str) -> float:
+    """Milliseconds that ``vllm-autofit`` takes from its start to its end."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_autofit", *arguments], capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    spent = (time.perf_counter() - began) * 1000
+    if done.returncode not in (0, 3):
+        raise RuntimeError(done.stderr)
+    return spent
+
+
 def main() -> int:
     """Measure, print the tables, and put them into docs/benchmarks.md. Returns an exit status."""
     parser = argparse.ArgumentParser()
@@ -98,12 +138,19 @@ def main() -> int:
         disabled = [measure(REGISTER, off) for _ in range(RUNS)]
         enabled = [measure(REGISTER, on) for _ in range(RUNS)]
         plans = [measure(PLAN.format(model=model), on) for _ in range(RUNS)]
+        large = json.dumps(LARGE)
+        fitting = [measure(ESTIMATE.format(config=large, free=1.0), on) for _ in range(RUNS)]
+        failing = [measure(ESTIMATE.format(config=large, free=0.5), on) for _ in range(RUNS)]
+        commands = [measure_command("plan", model, "--gpu", "h100") for _ in range(RUNS)]
         _write(
             COSTS,
             [
                 _row("import and register, VLLM_AUTOFIT=0", disabled, "<= 1"),
                 _row("import and register, enabled", enabled, "<= 30"),
                 _row("one plan (facts, key, records, plan, log line)", plans, "<= 150"),
+                _row("the same without reading, 1,155 tensors, fits", fitting, "<= 50"),
+                _row("the same, every concession tried, remedies", failing, "<= 50"),
+                _row("the command `vllm-autofit plan FOLDER --gpu h100`", commands, "<= 1000"),
             ],
         )
         if options.starts:

@@ -10,8 +10,8 @@ from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory.precision import DTYPE_BYTES
 from vllm_autofit.memory.sharding import stage_of_layers
 
-ATTENTION_SCALES_BYTES = 16
-"""Scales of queries, keys, values and probabilities: four float32 buffers per attention layer (vLLM 0.32)."""
+ATTENTION_SCALES = (4, 4, 4, 4)
+"""Bytes of the scales of queries, keys, values and probabilities of an attention layer, in float32 (vLLM 0.32)."""
 
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 DEFAULT_POSITIONS = 8192
@@ -51,22 +51,22 @@ MROPE_POSITIONS = 4
 ones (Qwen3-VL and later)."""
 
 
-def stage_buffers(facts: ModelFacts, deployment: Deployment) -> list[int]:
-    """Bytes of buffers on each pipeline stage."""
+def stage_buffers(facts: ModelFacts, deployment: Deployment) -> list[list[int]]:
+    """Bytes of each buffer on each pipeline stage."""
     stage_of = stage_of_layers(len(facts.layers), deployment.pipeline_parallel)
-    sizes = [_tower_tables(facts, deployment)] * deployment.pipeline_parallel
+    sizes = [_tower_tables(facts, deployment) for _ in range(deployment.pipeline_parallel)]
     tables: set[tuple[int, object]] = set()
     for layer, stage in zip(facts.layers, stage_of, strict=True):
         for attention in _attentions(layer):
-            sizes[stage] += ATTENTION_SCALES_BYTES
+            sizes[stage] += ATTENTION_SCALES
             table = rotary_table(facts, attention, deployment)
             if table is not None and (stage, table) not in tables:
                 tables.add((stage, table))
-                sizes[stage] += table[0]
+                sizes[stage].append(table[0])
         if layer.parallel is not None:
-            sizes[stage] += _multipliers(layer.parallel, deployment)
+            sizes[stage].append(_multipliers(layer.parallel, deployment))
     if facts.runner == "pooling":
-        sizes[0] += 8 * facts.learned_positions  # their numbers, as int64
+        sizes[0].append(8 * facts.learned_positions)  # their numbers, as int64
     return sizes
 
 
@@ -141,19 +141,19 @@ def _columns(facts: ModelFacts, attention: Attention, parameters: Mapping[str, A
     return attention.head_size if by_kind else facts.rotary_size
 
 
-def _tower_tables(facts: ModelFacts, deployment: Deployment) -> int:
+def _tower_tables(facts: ModelFacts, deployment: Deployment) -> list[int]:
     """Vision towers that merge patches (Qwen2-VL and later, GLM-4V) rotate half of each head."""
     if deployment.text_only:
-        return 0
+        return []
     itemsize = DTYPE_BYTES.get(deployment.dtype, 2)
-    return sum(
+    return [
         DEFAULT_POSITIONS * (tower.hidden_size // tower.heads // 2) * itemsize
         for tower in facts.towers
         if tower.modality == "image"
         and tower.merge > 1
         and tower.heads
         and facts.architecture.startswith(("Qwen", "Glm"))
-    )
+    ]
 
 
 def _multipliers(state: State, deployment: Deployment) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
-from vllm_autofit.architecture import Drafter, Layer, ModelFacts, Quantization, Tensor
+from vllm_autofit.architecture import Attention, Drafter, Layer, ModelFacts, Quantization, Tensor
 from vllm_autofit.memory.checkpoint_modules import Matrix, Module, Plain, layer_modules
 from vllm_autofit.memory.checkpoint_patterns import compiled
 from vllm_autofit.memory.checkpoint_storage import DTYPE_NAMES, ITEM_BYTES, Part, stored
@@ -46,7 +46,8 @@ class _Writer:
         facts = self._facts
         yield from self._table("model.embed_tokens", facts.vocabulary)
         if facts.learned_positions:
-            yield self._plain("", Plain("model.embed_positions.weight", (facts.learned_positions, self._hidden)))
+            name = "embeddings.position_embeddings" if _is_encoder(facts) else "model.embed_positions"
+            yield self._plain("", Plain(f"{name}.weight", (facts.learned_positions, self._hidden)))
         yield from self._extra()
         for tower in facts.towers:
             if tower.parameters:
@@ -63,16 +64,24 @@ class _Writer:
         if facts.runner == "generate" and not facts.tied_embeddings:
             yield from self._table(HEAD, facts.vocabulary)
         if facts.labels:
-            yield self._plain("", Plain("score.weight", (facts.labels, self._hidden)))
+            yield from self._task_head(facts.labels)
+
+    def _task_head(self, labels: int) -> Iterator[Tensor]:
+        """RoBERTa's has a dense layer before the scores."""
+        if "Roberta" not in self._facts.architecture:
+            yield self._plain("", Plain("score.weight", (labels, self._hidden)))
+            return
+        for name, rows in (("dense", self._hidden), ("out_proj", labels)):
+            yield self._plain("", Plain(f"classifier.{name}.weight", (rows, self._hidden)))
+            yield self._plain("", Plain(f"classifier.{name}.bias", (rows,)))
 
     def _extra(self) -> Iterator[Tensor]:
-        """What stands outside of the layers; of that, Gemma 3n's and 4's table of per-layer embeddings by its name."""
-        table = _per_layer_table(self._facts)
-        rest = self._facts.extra_parameters - prod(table)
-        if rest < 0:
-            table, rest = (0, 0), self._facts.extra_parameters
-        if prod(table):
-            yield self._plain("", Plain("model.embed_tokens_per_layer.weight", table))
+        """What stands outside of the layers; of that, tables that vLLM pads by their names."""
+        rest = self._facts.extra_parameters
+        for name, shape in _named_tables(self._facts):
+            if 0 < prod(shape) <= rest:
+                rest -= prod(shape)
+                yield self._plain("", Plain(name, shape))
         if rest:
             yield self._plain("", Plain("model.extra", (rest,)))
 
@@ -132,12 +141,18 @@ class _Writer:
         return _tensor(prefix + plain.name, plain.shape, plain.dtype or self._dtype)
 
 
-def _per_layer_table(facts: ModelFacts) -> tuple[int, int]:
-    """Rows and columns; zeros without one."""
+def _is_encoder(facts: ModelFacts) -> bool:
+    return any(isinstance(layer.mixer, Attention) and layer.mixer.role == "encoder" for layer in facts.layers)
+
+
+def _named_tables(facts: ModelFacts) -> Iterator[tuple[str, tuple[int, int]]]:
+    """BERT's token types; Gemma 3n's and 4's embeddings for each layer. Rows and columns; zeros without one."""
+    types = facts.raw.get("type_vocab_size")
     rows, width = facts.raw.get("vocab_size_per_layer_input"), facts.raw.get("hidden_size_per_layer_input")
-    if not isinstance(rows, int) or not isinstance(width, int):
-        return 0, 0
-    return max(0, rows), max(0, width) * len(facts.layers)
+    if isinstance(types, int) and _is_encoder(facts):
+        yield "embeddings.token_type_embeddings.weight", (max(0, types), facts.hidden_size)
+    if isinstance(rows, int) and isinstance(width, int):
+        yield "model.embed_tokens_per_layer.weight", (max(0, rows), max(0, width) * len(facts.layers))
 
 
 def _scheme(quantization: Quantization | None, name: str) -> Quantization | None:

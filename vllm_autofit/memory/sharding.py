@@ -78,6 +78,26 @@ PARAMETERS = _names(
     """
 )
 
+FUSED = {
+    "q_proj": "qkv",
+    "k_proj": "qkv",
+    "v_proj": "qkv",
+    "query": "qkv",
+    "key": "qkv",
+    "value": "qkv",
+    "q_a_proj": "qkv_a",
+    "kv_a_proj_with_mqa": "qkv_a",
+    "gate_proj": "gate_up",
+    "up_proj": "gate_up",
+    "w1": "gate_up",
+    "w3": "gate_up",
+    "in_proj_qkv": "in_proj_qkvz",
+    "in_proj_z": "in_proj_qkvz",
+    "in_proj_b": "in_proj_ba",
+    "in_proj_a": "in_proj_ba",
+}
+"""Modules of a checkpoint that vLLM makes one module of (``packed_modules_mapping`` of its models)."""
+
 _NUMBER = re.compile(r"\.(\d{1,9})\.")
 _SUFFIX = re.compile(r"_(bias|blocks|scales|scale|weight|scale_inv)$")
 
@@ -124,6 +144,11 @@ def role(before: str, between: str, after: str, dimensions: int) -> Role:
     in_layer = bool(between) and before.rpartition(".")[2] in LAYER_LISTS
     part = _part(frozenset(tokens), in_layer, module)
     return Role(part, _split(part, modules, module, parameter, dimensions), module, parameter)
+
+
+def fused(path: str, what: Role) -> str:
+    """``path``, a name without its numbers, as vLLM names what it makes of it: experts of a layer are stacked too."""
+    return path.replace(what.module, FUSED.get(what.module, what.module))
 
 
 def _part(tokens: frozenset[str], in_layer: bool, module: str) -> Part:

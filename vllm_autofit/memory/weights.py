@@ -6,16 +6,18 @@ tables, scales) in ``buffers``, and adapters in ``lora``.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from vllm_autofit.architecture import Layer, ModelFacts, Tensor
 from vllm_autofit.demand import Term
 from vllm_autofit.deployment import Deployment
+from vllm_autofit.memory.allocator import allocated_bytes
 from vllm_autofit.memory.buffers import stage_buffers
 from vllm_autofit.memory.lora import adapter_bytes
 from vllm_autofit.memory.precision import dequantised_bytes, kept_bytes
-from vllm_autofit.memory.sharding import Role, cut, padded, rank_share, role, stage_of_layers
+from vllm_autofit.memory.sharding import Role, cut, fused, padded, rank_share, role, stage_of_layers
 
 INEXACT_ERROR = 0.03
 """Relative, where the tensors were made up from a config or stand for sizes of files."""
@@ -37,15 +39,11 @@ def rank_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deplo
         tensors: the checkpoint's, under their Hugging Face names.
         exact: whether these are the checkpoint's own sizes.
     """
-    stages = stage_buffers(facts, deployment)
-    stage_of_layer = stage_of_layers(len(facts.layers), deployment.pipeline_parallel) or [0]
-    for size, number, entry in _on_a_rank(facts, tensors, deployment):
-        if entry.stages is None:
-            stages[stage_of_layer[number]] += size
-        else:
-            for stage in entry.stages:
-                stages[stage] += size
-    fullest = max(0, max(stages) - deployment.cpu_offload_bytes)
+    held = _held(facts, tensors, deployment)
+    for made, buffers in zip(held, stage_buffers(facts, deployment), strict=True):
+        made += buffers
+    count = allocated_bytes if deployment.device == "cuda" else sum
+    fullest = max(0, max(count(made) for made in held) - deployment.cpu_offload_bytes)
     return Term(fullest, 0.0 if exact else INEXACT_ERROR, _why(tensors, deployment, exact))
 
 
@@ -59,6 +57,17 @@ def draft_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Depl
     return Term(total, 0.0 if exact else INEXACT_ERROR, "prediction layers of the checkpoint")
 
 
+def _held(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment) -> list[list[int]]:
+    """Bytes of each tensor as vLLM makes it, several of the checkpoint's fused into one, on each pipeline stage."""
+    stage_of_layer = stage_of_layers(len(facts.layers), deployment.pipeline_parallel)
+    held: list[dict[object, int]] = [defaultdict(int) for _ in range(deployment.pipeline_parallel)]
+    for size, number, entry in _on_a_rank(facts, tensors, deployment):
+        stages = (stage_of_layer[number],) if entry.stages is None and number is not None else entry.stages or ()
+        for stage in stages:
+            held[stage][number, entry.made] += size
+    return [list(made.values()) for made in held]
+
+
 class _Entry(NamedTuple):
     """What is worked out once for all tensors of one shape and name, layer numbers aside."""
 
@@ -66,12 +75,14 @@ class _Entry(NamedTuple):
     stages: Sequence[int] | None
     """The pipeline stages that load it; none where vLLM leaves it out. None: the stage of its layer."""
     is_draft: bool
+    made: str
+    """What vLLM makes it part of, the number aside."""
 
 
 def _on_a_rank(
     facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment
-) -> Iterator[tuple[int, int, _Entry]]:
-    """Each tensor's bytes on a rank that has it, its layer (-1 without one), and the rest."""
+) -> Iterator[tuple[int, int | None, _Entry]]:
+    """Each tensor's bytes on a rank that has it, the first number of its name, and the rest."""
     kinds: dict[Layer, int] = {}
     kind_of_layer = [kinds.setdefault(layer, len(kinds)) for layer in facts.layers]
     layers = len(kind_of_layer)
@@ -85,16 +96,15 @@ def _on_a_rank(
         if entry is None:
             what = role(before, between, after, len(tensor.shape))
             size = _rank_bytes(tensor, what, facts.layers[layer] if layer >= 0 else None, facts, deployment)
-            beyond = what.part == "layer" and kind < 0 and "encoder" not in before
-            entry = known[key] = _entry(size, what, beyond, facts, deployment)
-        yield entry.size * tensor.count, layer, entry
-
-
-def _entry(size: int, what: Role, beyond: bool, facts: ModelFacts, deployment: Deployment) -> _Entry:
-    if what.part == "draft" or beyond:
-        own = role(what.module, "", "", 2).part not in ("embedding", "head")
-        return _Entry(size, (), is_draft=own)
-    return _Entry(size, _stages(facts, what, deployment), is_draft=False)
+            stages: Sequence[int] | None = ()
+            draft = what.part == "draft" or (what.part == "layer" and kind < 0 and "encoder" not in before)
+            if draft:
+                draft = role(what.module, "", "", 2).part not in ("embedding", "head")
+            else:
+                stages = _stages(facts, what, deployment)
+            made = f"{before}.{fused(f'{between}.{after}', what)}"
+            entry = known[key] = _Entry(size, stages, draft, made)
+        yield entry.size * tensor.count, number, entry
 
 
 def _rank_bytes(tensor: Tensor, what: Role, layer: Layer | None, facts: ModelFacts, deployment: Deployment) -> int:
