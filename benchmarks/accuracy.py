@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.cases import SEEN, Case, Skipped, read_cases
 from benchmarks.fitting import fitted
-from benchmarks.scores import GOALS, KV_WORST, QUANTITIES, Score, scores_of
+from benchmarks.scores import GOALS, KV_WORST, QUANTITIES, WEIGHTS_NOT_TOLD, Score, scores_of
 from benchmarks.started import Verdict, verdicts
 
 Group = Callable[[Score], str]
@@ -59,7 +59,10 @@ def report(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:
         "## What misses its goal\n\n" + _misses(scores),
         "## Fitted constants\n\n" + _constants(current),
         "## Would it have started?\n\n" + _started(verdicts(current)),
-        "## Rows that could not be scored\n\n" + _skipped(skipped),
+        "## Rows that could not be scored\n\n"
+        + _skipped(skipped)
+        + "\n\nOf these only the weights aren't scored:\n\n"
+        + "\n".join(f"- {row}: {reason}" for row, reason in sorted(WEIGHTS_NOT_TOLD.items())),
     ]
     return "\n\n".join(parts) + "\n"
 

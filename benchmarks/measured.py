@@ -207,7 +207,8 @@ def loaded_as(text: str) -> str | None:
     """Quantisation at load time; None where the checkpoint says it itself."""
     if "online" in text and "fp8" in text:
         return "fp8"
-    return "bitsandbytes" if "on load" in text or "load_format bitsandbytes" in text else None
+    at_load = text == "bitsandbytes" or "on load" in text or "load_format bitsandbytes" in text
+    return "bitsandbytes" if at_load else None
 
 
 def speculation(text: str) -> dict[str, object] | None:

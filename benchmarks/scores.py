@@ -41,6 +41,13 @@ QUANTITIES = (
 )
 
 
+WEIGHTS_NOT_TOLD = {
+    "m108": "it ran LoRA of a rank that isn't published",
+    "m203": "its config names no layer that is kept in 8 bits",
+}
+"""Rows whose weights can't be told from what is published."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One figure of one start."""
@@ -94,7 +101,8 @@ def scores_of(case: Case) -> Iterator[Score]:
     """Every figure that the row has and that the estimator predicts."""
     row, demand = case.row, case.demand
     weights = row.gib("weights_gib")
-    if weights is not None and not case.config_lacks_quantization and not case.deployment.cpu_offload_bytes:
+    told = row.id not in WEIGHTS_NOT_TOLD and not case.config_lacks_quantization
+    if weights is not None and told and not case.deployment.cpu_offload_bytes:
         yield Score(case, "weights", demand.weights.bytes / GIB, weights, 0.005)
     version = () if row.version else ("vLLM version",)
     activation, non_torch, graphs = row.gib("activation_peak_gib"), row.gib("non_torch_gib"), row.gib("cudagraph_gib")

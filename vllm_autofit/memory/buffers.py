@@ -47,8 +47,13 @@ TRANSFORMERS_BACKEND = frozenset(
 """Run on transformers' own code, which computes rotations and keeps no table (vLLM 0.32 ``models/registry``)."""
 
 MROPE_POSITIONS = 4
-"""Tables for (time, height, width) positions are enlarged for video (``mrope_positions_factor``), but for interleaved
-ones (Qwen3-VL and later)."""
+"""Tables for (time, height, width) positions are enlarged for video (``MRotaryEmbedding``)."""
+
+DEEPSTACK_LEVELS = 3
+"""Of the vision towers of Qwen3-VL and Qwen3-Omni (``deepstack_visual_indexes`` of their published configs)."""
+
+EXACT_MROPE = (0, 32)
+"""From here on not those of interleaved ones: Qwen3-VL and later (``mrope_positions_factor``; not in 0.31)."""
 
 
 def stage_buffers(facts: ModelFacts, deployment: Deployment) -> list[list[int]]:
@@ -70,6 +75,18 @@ def stage_buffers(facts: ModelFacts, deployment: Deployment) -> list[list[int]]:
     return sizes
 
 
+def deepstack_bytes(facts: ModelFacts, deployment: Deployment) -> int:
+    """Room for what a vision tower's levels add to the first decoder layers in a batch; vLLM counts it as weights.
+
+    It follows the batch and is neither parameter nor buffer (vLLM 0.32 ``deepstack_input_embeds``): no part of
+    ``stage_buffers``.
+    """
+    if deployment.text_only or not facts.architecture.startswith(("Qwen3VL", "Qwen3Omni")):
+        return 0
+    row = facts.hidden_size * DTYPE_BYTES.get(deployment.dtype, 2)
+    return DEEPSTACK_LEVELS * deployment.max_num_batched_tokens * row
+
+
 def rotary_table(facts: ModelFacts, attention: Attention, deployment: Deployment) -> tuple[int, object] | None:
     """Bytes of the table that a layer looks its rotations up in, and what tells it from other layers' tables.
 
@@ -81,16 +98,18 @@ def rotary_table(facts: ModelFacts, attention: Attention, deployment: Deployment
         return None
     own = _of_layer_kind(facts.raw, attention)
     parameters = own if own is not None else _parameters(facts.raw)
-    rows = table_rows(parameters, facts.raw)
+    rows = table_rows(parameters, facts, deployment)
     columns = _columns(facts, attention, parameters, own is not None)
     itemsize = 4 if facts.model_type in FLOAT32_TABLES else DTYPE_BYTES.get(deployment.dtype, 2)
     settings = tuple(sorted((name, repr(value)) for name, value in parameters.items()))
     return rows * columns * itemsize, (attention.head_size, columns, rows, settings)
 
 
-def table_rows(parameters: Mapping[str, Any], raw: Mapping[str, Any]) -> int:
+def table_rows(parameters: Mapping[str, Any], facts: ModelFacts, deployment: Deployment) -> int:
     """Positions in a table, as the classes of vLLM 0.32's ``rotary_embedding`` compute them."""
-    positions = next((size for name in POSITION_NAMES if (size := _whole(raw.get(name)))), DEFAULT_POSITIONS)
+    raw = facts.raw
+    named = next((size for name in POSITION_NAMES if (size := _whole(raw.get(name)))), 0)
+    positions = named or facts.context_tokens or DEFAULT_POSITIONS
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     factor = parameters.get("factor")
     factor = float(factor) if isinstance(factor, int | float) else 1.0
@@ -103,7 +122,8 @@ def table_rows(parameters: Mapping[str, Any], raw: Mapping[str, Any]) -> int:
         rows = int(original * factor)
     elif kind in ("longrope", "su"):
         rows = original + positions
-    if "mrope_section" in parameters and not parameters.get("mrope_interleaved"):
+    exact = parameters.get("mrope_interleaved") and deployment.vllm >= EXACT_MROPE
+    if "mrope_section" in parameters and not exact:
         rows *= MROPE_POSITIONS
     return rows
 

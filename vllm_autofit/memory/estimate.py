@@ -7,6 +7,7 @@ from dataclasses import replace
 from vllm_autofit.demand import Demand, Term
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory.activations import activation_peak
+from vllm_autofit.memory.buffers import deepstack_bytes
 from vllm_autofit.memory.checkpoint import tensors_from_facts
 from vllm_autofit.memory.cuda_graphs import cuda_graph_bytes
 from vllm_autofit.memory.kv_cache import kv_layout
@@ -40,8 +41,11 @@ class Estimator:
         )
         if loaded not in self._weights:
             self._weights[loaded] = _weights(self._model, draft, loaded)
+        weights = self._weights[loaded]
+        if more := deepstack_bytes(self.facts, deployment):
+            weights = Term(weights.bytes + more, weights.error, weights.why)
         return Demand(
-            weights=self._weights[loaded],
+            weights=weights,
             activations=activation_peak(self.facts, deployment),
             cuda_graphs=cuda_graph_bytes(self.facts, deployment),
             non_torch=non_torch_bytes(self.facts, deployment),

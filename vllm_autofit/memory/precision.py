@@ -10,13 +10,16 @@ from math import prod
 
 from vllm_autofit.architecture import ModelFacts, Tensor
 from vllm_autofit.deployment import Deployment
-from vllm_autofit.memory.sharding import Role
+from vllm_autofit.memory.sharding import WHOLE_TOWERS, Role
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 FLOAT32_MODULES = frozenset({"A_log", "e_score_correction", "expert"})
 """Decays of states, and the biases ``e_score_correction_bias`` and ``expert_bias`` of routers."""
+
+FLOAT32_PARAMETERS = frozenset({"k_scale", "v_scale", "absmax", "quant_map"})
+"""Scales of attention, and of bitsandbytes."""
 
 FLOAT32_ROUTERS = frozenset(
     {"afmoe", "ernie4_5_moe", "glm4_moe", "hy_v3", "longcat_flash", "minimax_m2", "param2moe", "step3p5"}
@@ -34,21 +37,34 @@ LOAD_TIME_BITS = {
     "mxfp8": 8.0 + 8 / 32,
     "int8_per_channel_weight_only": 8.0,
     "experts_int8": 8.0,
-    "bitsandbytes": 4.0 + 8 / 64 + 32 / (64 * 256),
+    "bitsandbytes": 4.0 + 32 / 64,
     "nvfp4_per_token": 4.0 + 8 / 16,
 }
-"""Bits of a weight that is quantised while it is loaded, its scales included. bitsandbytes: NF4 in blocks of 64 with an
-8-bit scale each, and a float32 for 256 of these."""
+"""Bits of a weight that is quantised while it is loaded, its scales included. bitsandbytes: NF4 in blocks of 64 with a
+float32 scale each (vLLM expands doubly quantised ones: ``bitsandbytes_loader._dequantize_dq``, 0.22)."""
+
+TORCH_TOWERS = ("gemma3n", "gemma4")
+"""Model types whose towers are transformers' own modules, which vLLM doesn't quantise while loading (0.32
+``gemma4_mm``: no kernel takes their width of 4304)."""
 
 
 def kept_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> int:
     """Bytes of a whole tensor in the dtype that vLLM keeps it in; 0 where vLLM drops it."""
     stored = FLOAT_BYTES.get(tensor.dtype)
+    if _dropped(what, facts, deployment):
+        return 0
     if stored is None:
-        return 0 if _dropped(what, facts, deployment) else tensor.bytes
+        return tensor.bytes * 4 if what.parameter == "absmax" else tensor.bytes
     if _quantised_at_load(tensor, what, facts, deployment):
-        return round(prod(tensor.shape) * LOAD_TIME_BITS[str(deployment.quantization)] / 8)
+        return prod(tensor.shape) * int(LOAD_TIME_BITS[str(deployment.quantization)]) // 8
     return tensor.bytes // stored * _float_bytes(tensor, what, facts, deployment)
+
+
+def load_time_scale_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> int:
+    """The scales that quantisation while loading makes of a tensor."""
+    if tensor.dtype not in FLOAT_BYTES or not _quantised_at_load(tensor, what, facts, deployment):
+        return 0
+    return round(prod(tensor.shape) * (LOAD_TIME_BITS[str(deployment.quantization)] % 1) / 8)
 
 
 def dequantised_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> int:
@@ -64,7 +80,7 @@ def dequantised_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment:
 
 def _float_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> int:
     running = DTYPE_BYTES.get(deployment.dtype, 2)
-    if what.module in FLOAT32_MODULES or what.parameter in ("k_scale", "v_scale"):
+    if what.module in FLOAT32_MODULES or what.parameter in FLOAT32_PARAMETERS:
         return 4
     if what.part == "task":
         return 4  # heads for pooling run in float32 (vLLM's ``head_dtype``)
@@ -86,15 +102,28 @@ def _index_head_size(facts: ModelFacts) -> int:
 def _quantised_at_load(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> bool:
     if facts.quantization is not None or deployment.quantization not in LOAD_TIME_BITS:
         return False
-    if what.part != "layer" or len(tensor.shape) < 2 or what.parameter == "bias":
+    if what.part == "tower":
+        return (
+            what.split != "whole"
+            and not facts.model_type.startswith(TORCH_TOWERS)
+            and (what.module in WHOLE_TOWERS or _is_matrix(tensor, what))
+        )
+    if what.part != "layer" or not _is_matrix(tensor, what):
         return False
     if deployment.quantization == "experts_int8":
         return what.split == "experts"
     return what.split not in ("whole", "channels") and what.module != "conv1d"
 
 
+def _is_matrix(tensor: Tensor, what: Role) -> bool:
+    return len(tensor.shape) >= 2 and what.parameter != "bias"
+
+
 def _dropped(what: Role, facts: ModelFacts, deployment: Deployment) -> bool:
-    """Of GPTQ: indices without act-order; GPU kernels also empty symmetric zero points once loaded."""
+    """Of bitsandbytes: what expanded scales are made of. Of GPTQ: indices without act-order, and on GPUs symmetric zero
+    points, which their kernels empty once loaded."""
+    if what.parameter.startswith("nested_"):
+        return True
     if facts.quantization is None or facts.quantization.method != "gptq":
         return False
     if what.parameter == "g_idx":

@@ -21,7 +21,7 @@ VOCABULARY_PADDING = 64
 Part = Literal["layer", "embedding", "head", "start", "end", "task", "tower", "draft", "unused", "everywhere"]
 """Where in a model a tensor belongs: ``start`` and ``end`` are the pipeline's, ``task`` is a head for pooling."""
 
-Split = Literal["whole", "outputs", "inputs", "keys", "fused", "vocabulary", "experts", "groups", "channels"]
+Split = Literal["whole", "outputs", "inputs", "keys", "fused", "vocabulary", "experts", "groups", "channels", "evenly"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -37,6 +37,16 @@ TOWERS = _names(
     language_projection vision_adapter
     """
 )
+WHOLE_TOWERS = _names("image audio video")
+"""A tower and its projector as one tensor: what a config alone can tell of them."""
+
+TORCH_TOWERS = frozenset({"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"})
+TORCH_MODULES = _names("attention multi_modal_projector") | WHOLE_TOWERS
+"""What vLLM 0.32 makes of torch's own layers in these towers (``models/interns1_vit``), which aren't split."""
+
+FILES = _names("bin pt pth gguf") | {"missing files"}
+"""Endings of files whose size stands in for tensors: shared out evenly among all ranks."""
+
 DRAFTS = _names("mtp mtp_layers mtp_block mtp_emb")
 EMBEDDINGS = _names(
     """
@@ -45,6 +55,9 @@ EMBEDDINGS = _names(
     """
 )
 """Split by rows, once padded: BERT's positions and token types too."""
+
+PLAIN_TABLES = frozenset({"whisper"})
+"""Model types whose embeddings are torch's own: neither split nor padded (vLLM 0.32 ``models/whisper``)."""
 
 HEADS = _names("lm_head embed_out output head")
 POSITIONS = _names("wpe embed_positions")
@@ -63,7 +76,8 @@ INPUT_SPLIT = _names(
 WHOLE = _names(
     """
     gate router shared_expert_gate q_a_proj kv_a_proj_with_mqa g_a_proj f_a_proj indexer patch_embed
-    merging_layer mm_input_projection fc1_latent_proj fc2_latent_proj per_layer_input_gate per_layer_projection altup
+    conv1 conv2 merging_layer mm_input_projection fc1_latent_proj fc2_latent_proj per_layer_input_gate
+    per_layer_projection altup
     """
 )
 """Layers that every rank keeps whole."""
@@ -75,6 +89,7 @@ PARAMETERS = _names(
     """
     weight bias qweight qzeros scales g_idx weight_scale weight_scale_inv weight_scale_2 input_scale weight_packed
     weight_shape weight_zero_point weight_global_scale input_global_scale weight_g_idx k_scale v_scale
+    absmax nested_absmax quant_map nested_quant_map
     """
 )
 
@@ -174,6 +189,10 @@ def _split(part: Part, modules: list[str], module: str, parameter: str, dimensio
         return "vocabulary"
     if part == "start" or part == "task":
         return "whole"
+    if part == "tower" and module in WHOLE_TOWERS:
+        return "outputs"
+    if part == "everywhere" and module in FILES:
+        return "evenly"
     if "experts" in modules or ("block_sparse_moe" in modules and module in ("input_linear", "output_linear")):
         return "experts"
     if module in CHANNELS:
@@ -195,9 +214,13 @@ def _split(part: Part, modules: list[str], module: str, parameter: str, dimensio
     return "groups" if module in ("in_proj", "conv1d") else "outputs"
 
 
-def rank_share(tensor: Tensor, what: Role, layer: Layer | None, deployment: Deployment) -> float:
+def rank_share(tensor: Tensor, what: Role, layer: Layer | None, architecture: str, deployment: Deployment) -> float:
     """The share of the tensor that a rank keeps; not for what is split by vocabulary."""
     ranks = deployment.tensor_parallel
+    if what.split == "evenly":
+        return 1 / (ranks * deployment.pipeline_parallel)
+    if architecture in TORCH_TOWERS and what.part == "tower" and not TORCH_MODULES.isdisjoint(tensor.name.split(".")):
+        return 1.0
     if what.split == "experts":
         return _expert_share(tensor, what, deployment)
     if ranks == 1 or what.split == "whole" or _is_scalar(tensor):
