@@ -165,6 +165,14 @@ def test_a_share_that_the_user_fixed_too_low_is_told_so() -> None:
     assert plan.remedies[0].change.startswith("ask for all that is free")
 
 
+def test_beside_a_share_of_the_users_the_plan_says_what_it_would_have_chosen() -> None:
+    ours = plan_for().decision("gpu_memory_utilization").value
+    plan = plan_for(fields={"gpu_memory_utilization": 0.5})
+    assert plan.decision("gpu_memory_utilization").suggested == ours
+    assert plan.budget is not None
+    assert plan.budget.asked_bytes == 40 * GIB
+
+
 def test_a_share_that_the_user_fixed_too_high_fails_vllms_check() -> None:
     plan = plan_for(fields={"gpu_memory_utilization": 0.995})
     assert not plan.fits

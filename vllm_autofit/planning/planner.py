@@ -63,15 +63,17 @@ def make_plan(
     warnings = _uncertain_devices(request, devices)
     budgets = [_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices]
     budget, weighing = _tightest(budgets), None
+    ours = budget
     if budget is not None and model is not None and model.facts is not None:
         device = devices[budgets.index(budget)]
         weighing = weigh_model(
             model, request, device, budget, rules, version=version, usage=usage, separate_processes=separate_processes
         )
         budget = weighing.budget
+        ours = ours if weighing.share_is_fixed else budget
         warnings += weighing.warnings
     decisions = {
-        "gpu_memory_utilization": _utilization(request, budget, warnings),
+        "gpu_memory_utilization": _utilization(request, ours, warnings),
         "max_model_len": _context(request, rules, context_automatic, weighing),
     }
     for name in FIELDS:

@@ -45,6 +45,8 @@ class Weighing:
     """What weighing a model adds to a plan."""
 
     budget: Budget
+    """With what the utilisation in force asks for, which may be the user's."""
+    share_is_fixed: bool
     kv: KvSummary | None
     context: int
     """Tokens that fit by the estimate, or the user's own."""
@@ -103,6 +105,7 @@ def weigh_model(
     shortfall = budget.ranks * (fit.shortfall(wish.least_context) + check_bytes)
     return Weighing(
         budget=_filled(budget, fit),
+        share_is_fixed=room.share_is_fixed,
         kv=_summary(fit, outcome.context),
         context=outcome.context,
         context_why=_context_why(outcome, wish),
