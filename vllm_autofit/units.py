@@ -1,32 +1,39 @@
-"""Numbers as people type them: tokens and sizes."""
+"""Numbers as people type them, tokens and sizes, and how large a number may be that still means something."""
 
 from __future__ import annotations
 
 import re
 
+MOST_BYTES = 2**50
+MOST_TOKENS = 2**40
+MOST_SEQUENCES = 2**20
+"""In one batch: of captured batches too."""
+MOST_RANKS = 4096
+"""Of one deployment, all nodes together."""
+
 _UNITS = {"": 2**30, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-def tokens(text: str) -> int:
+def tokens(text: str, most: int = MOST_TOKENS) -> int:
     """Tokens as vLLM's own command line writes them: ``8192``, ``8k`` and ``25.6k`` (x 1000), ``8K`` (x 1024).
 
     Raises:
-        ValueError: not a positive number of tokens.
+        ValueError: not a number of tokens from 1 to ``most``.
     """
     match = re.fullmatch(r"(\d+)([KMGT]?)|(\d+(?:\.\d+)?)([kmgt])", text)
     if match is None:
         raise ValueError(text)
     if match[1] is not None:
-        count: int = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+        count: float = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
     else:
-        count = int(float(match[3]) * 1000 ** " kmgt".index(match[4]))
-    if not 0 < count <= 2**40:
+        count = float(match[3]) * 1000 ** " kmgt".index(match[4])
+    if not 1 <= count <= most:
         raise ValueError(text)
-    return count
+    return int(count)
 
 
 def size(text: str) -> int:
-    """Bytes. Units are powers of 1024 whether written GiB, GB or G; a bare number is GiB, as on screen.
+    """Bytes, at most 2^50. Units are powers of 1024 whether written GiB, GB or G; a bare number is GiB, as on screen.
 
     Raises:
         ValueError: not a size.
@@ -36,6 +43,6 @@ def size(text: str) -> int:
         raise ValueError(text)
     unit = match[2] or ("b" if match[3] == "b" else "")
     count = float(match[1]) * _UNITS[unit]
-    if count > 2**50:
+    if count > MOST_BYTES:
         raise ValueError(text)
     return int(count)

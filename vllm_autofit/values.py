@@ -58,6 +58,8 @@ class DeviceFacts:
     """False where the total moves between starts (host memory of a virtual machine)."""
     compute_capability: tuple[int, int] | None = None
     """CUDA's, None where it isn't known."""
+    shares_host: bool = False
+    """An integrated device: its memory is the host's, and the operating system needs some of it."""
     cpu_features: tuple[str, ...] = ()
     """Of a host: those flags of its processor that change vLLM's KV cache."""
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.builders import record
 from vllm_autofit import __version__
-from vllm_autofit.cli.main import EXIT_BAD_INPUT, EXIT_OK, main
+from vllm_autofit.cli.main import EXIT_BAD_INPUT, EXIT_NOT_WRITTEN, EXIT_OK, main
 from vllm_autofit.experience.store import Store
 
 KEY = "0123456789abcdef"
@@ -43,11 +43,14 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_AUTOFIT_HEADROOM", "0")
 
 
-def run_module(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    """``python -m vllm_autofit``, as a shell would run it."""
+def run_module(
+    *arguments: str, stdout: int = subprocess.PIPE, closed: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``python -m vllm_autofit``, as a shell would run it; with ``closed``, as by ``1>&-``."""
+    module = [sys.executable, "-m", "vllm_autofit", *arguments]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [sys.executable, "-m", "vllm_autofit", *arguments],
+        module if closed is None else ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *module],
         env={**environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
@@ -69,7 +72,7 @@ def test_the_version(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["history", "nonsense"], ["plan", "--format", "xml"]], ids=" ".join
+    "arguments", [[], ["nonsense"], ["history", "nonsense"], ["history", "--format", "xml"]], ids=" ".join
 )
 def test_a_command_that_is_not_understood_is_bad_input(arguments: list[str], capsys: Captured) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -92,6 +95,28 @@ def test_a_reader_that_had_enough_is_no_error(two_starts: Store) -> None:
     finally:
         os.close(writing)
     assert (process.returncode, process.stderr) == (EXIT_OK, "")
+
+
+@pytest.mark.parametrize("words", ["history list", "--help", "plan --help"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_can_not_be_written_is_one_line_and_a_status_of_its_own(words: str, two_starts: Store) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = run_module(*words.split(), stdout=full.fileno())
+    assert process.returncode == EXIT_NOT_WRITTEN
+    assert process.stderr.startswith("vllm-autofit: the output can't be written (")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "status"), [("history list", EXIT_OK), ("plan --gpu a100", EXIT_BAD_INPUT)])
+def test_without_stdout_the_status_is_left(words: str, status: int, two_starts: Store) -> None:
+    process = run_module(*words.split(), closed=1)
+    assert process.returncode == status
+    assert process.stderr.count("\n") == (status == EXIT_BAD_INPUT)
+
+
+def test_without_stderr_no_error_is_taken_for_output(two_starts: Store) -> None:
+    process = run_module("plan", "--gpu", "a100", closed=2)
+    assert (process.returncode, process.stdout) == (EXIT_BAD_INPUT, "")
 
 
 # history

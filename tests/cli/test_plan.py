@@ -154,10 +154,25 @@ def test_warnings_of_formats_that_can_not_hold_them_go_to_stderr(model: str, cap
         ("--gpu h100 --tensor-paralel-size 2", "Did you mean --tensor-parallel-size?"),
         ("--gpu h100 --max-model-len huge", "'huge' is not a number of tokens"),
         ("--gpu h100 -tp 4 --gpu-count 2", "ask for 4"),
-        ("--gpu h100 --gpu-count 0", "0 is not 1 or more"),
+        ("--gpu h100 --gpu-count 0", "0 is not 1 to 4096"),
         ("--gpu h100 --gpu-free 100", "is not within"),
         ("--gpu-memory 0.9", "--gpu-memory-utilization"),
         ("--gpu h100 --vllm-version new", "'new' is not a version"),
+        ("--gpu-memory big", "--gpu-memory: 'big' is not a size such as"),
+        ("--gpu-memory nan", "--gpu-memory: 'nan' is not a size such as"),
+        ("--gpu-memory 2000T", "at most 1024TiB"),
+        ("--gpu", "--gpu: expected one argument"),
+        ("--gpu h100 --gpu-count two", "--gpu-count: invalid int value: 'two'"),
+        ("--gpu h100 --gpu-count 3000000", "3000000 is not 1 to 4096"),
+        ("--gpu h100 --format xml", "--format: invalid choice: 'xml'"),
+        ("--gpu h100 --policy fast", "--policy: invalid choice: 'fast'"),
+        ("--gpu h100 --bogus", "--bogus: vLLM 0.32 has no such option. `vllm serve"),
+        ("--gpu h100 --max-cudagraph-capture-size 99999999999", "99999999999 is not 0 to 1048576"),
+        ("--gpu h100 --cpu-offload-gb 1e308", "1e+308 is not 0 to 1048576 GiB"),
+        ("--gpu h100 -tp 1000000", "1000000 is not 1 to 4096"),
+        ("--gpu h100 --data-parallel-size 3000000", "3000000 is not 1 to 4096"),
+        ("--gpu h100 -tp 4096 -pp 2", "8192 ranks in all are not 1 to 4096"),
+        ("--gpu h100 -tp 64 -dp 128 -dpl 1", "8192 ranks in all are not 1 to 4096"),
     ],
 )
 def test_bad_input_is_one_message_and_no_plan(words: str, message: str, model: str, capsys: Captured) -> None:
@@ -169,12 +184,17 @@ def test_bad_input_is_one_message_and_no_plan(words: str, message: str, model: s
     assert message in output.err
 
 
-@pytest.mark.parametrize("words", ["--format xml", "--policy fast", "--gpu-memory big", "--gpu", "--gpu-count two"])
-def test_our_own_options_are_checked_too(words: str, model: str, capsys: Captured) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["plan", model, *words.split()])
-    assert caught.value.code == EXIT_BAD_INPUT
-    assert "usage: vllm-autofit plan" in capsys.readouterr().err
+def test_a_question_does_not_end_in_a_full_stop(model: str, capsys: Captured) -> None:
+    assert main(["plan", model, "--gpu", "h100", "--tensor-paralel-size", "2"]) == EXIT_BAD_INPUT
+    assert capsys.readouterr().err.endswith("Did you mean --tensor-parallel-size?\n")
+
+
+def test_a_data_parallel_size_in_the_environment_is_checked_too(
+    on_the_host: None, model: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("VLLM_DP_SIZE", "two")
+    assert main(["plan", model]) == EXIT_BAD_INPUT
+    assert "VLLM_DP_SIZE: 'two' is not a whole number" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_config_is_bad_input(tmp_path: Path, capsys: Captured) -> None:

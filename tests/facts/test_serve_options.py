@@ -9,7 +9,7 @@ from tests.conftest import Forked
 from vllm_autofit import FIELDS
 from vllm_autofit.errors import FlagError
 from vllm_autofit.facts.request import KNOBS
-from vllm_autofit.facts.serve_options import TABLE, check_fields, known_options
+from vllm_autofit.facts.serve_options import TABLE, check_fields, did_you_mean, known_options
 
 
 @pytest.mark.vllm
@@ -42,7 +42,16 @@ def test_what_only_a_server_has_is_known_to_be_so() -> None:
         ("gpu_memory_utilization", "0.5", 0.5),
         ("cpu_offload_gb", "0", 0.0),
         ("hf_overrides", '{"a": 1}', {"a": 1}),
-        ("hf_overrides", "package.function", "package.function"),
+        ("additional_config", "text", "text"),
+        (
+            "speculative_config",
+            '{"method": "ngram", "num_speculative_tokens": 3}',
+            {"method": "ngram", "num_speculative_tokens": 3},
+        ),
+        ("compilation_config", '{"cudagraph_capture_sizes": [1, 8]}', {"cudagraph_capture_sizes": [1, 8]}),
+        ("limit_mm_per_prompt", '{"image": {"count": 2, "width": 64}}', {"image": {"count": 2, "width": 64}}),
+        ("kv_cache_memory_bytes", "2T", 2**41),
+        ("data_parallel_size_local", "0", 0),
         ("limit_mm_per_prompt", '{"image": 0}', {"image": 0}),
         ("quantization", "None", None),
         ("kv_cache_dtype", "fp8", "fp8"),
@@ -69,6 +78,29 @@ def test_values_as_the_command_line_writes_them(name: str, text: str, value: obj
         ("kv_cache_dtype", "fp9"),
         ("limit_mm_per_prompt", "image=2"),
         ("speculative_config", "[" * 100_000),
+        ("speculative_config", "3"),
+        ("speculative_config", '{"num_speculative_tokens": -3}'),
+        ("speculative_config", '{"num_speculative_tokens": 1e9}'),
+        ("speculative_config", '{"model": 5}'),
+        ("compilation_config", '"3"'),
+        ("compilation_config", '{"cudagraph_capture_sizes": ["a"]}'),
+        ("compilation_config", '{"cudagraph_capture_sizes": 8}'),
+        ("compilation_config", '{"cudagraph_capture_sizes": [1, -8]}'),
+        ("compilation_config", '{"max_cudagraph_capture_size": 99999999999}'),
+        ("limit_mm_per_prompt", '{"image": -1}'),
+        ("limit_mm_per_prompt", '{"image": {"count": 1e400}}'),
+        ("hf_overrides", "5"),
+        ("hf_overrides", "package.function"),
+        ("max_cudagraph_capture_size", "99999999999"),
+        ("max_num_seqs", "99999999999"),
+        ("max_model_len", "2T"),
+        ("max_model_len", "9" * 400 + "k"),
+        ("kv_cache_memory_bytes", "2000T"),
+        ("tensor_parallel_size", "4097"),
+        ("cpu_offload_gb", "1e308"),
+        ("kv_offloading_size", "inf"),
+        ("watermark", "nan"),
+        ("seed", "9" * 400),
     ],
 )
 def test_a_value_that_is_not_taken_is_named_with_its_option(name: str, text: str) -> None:
@@ -80,6 +112,16 @@ def test_a_value_that_is_not_taken_is_named_with_its_option(name: str, text: str
 def test_a_choice_that_is_nearly_right_is_mended() -> None:
     with pytest.raises(FlagError, match=r"Did you mean fp8\?"):
         known_options()["kv_cache_dtype"].read("fp9")
+
+
+@pytest.mark.parametrize("word", ["--bogus", "--x", "-z"])
+def test_what_is_like_nothing_is_not_mended(word: str) -> None:
+    assert did_you_mean(word, [spelling for option in known_options().values() for spelling in option.spellings]) == ""
+
+
+def test_fields_that_are_objects_are_taken() -> None:
+    fields = {"hf_overrides": dict, "compilation_config": 3, "max_model_len": -1}
+    assert check_fields(fields) == fields
 
 
 def test_fields_keep_their_values_and_text_is_read() -> None:
@@ -100,6 +142,9 @@ def test_fields_keep_their_values_and_text_is_read() -> None:
         ({"max_num_seqs": 2.5}, "is not a whole number"),
         ({"gpu_memory_utilization": 2}, "above 0 and at most 1"),
         ({"cudagraph_capture_sizes": [1, "two"]}, "is not a whole number"),
+        ({"cudagraph_capture_sizes": [1, 2**21]}, "2097152 is not 1 to 1048576"),
+        ({"hf_overrides": 5}, "5 is not a JSON object"),
+        ({"max_num_seqs": 10**400}, "is not 1 to 1048576"),
     ],
 )
 def test_fields_that_are_not_taken(fields: dict[str, object], message: str) -> None:

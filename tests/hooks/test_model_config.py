@@ -45,7 +45,7 @@ def test_a_function_may_override_the_config_too(tiny_model: Path, forked: Forked
 
 
 def test_a_config_that_vllm_cannot_read_is_left_to_vllm(tmp_path: Path, forked: Forked) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such thing"}))
+    (tmp_path / "config.json").write_text('{"model_type": ')
 
     def child() -> tuple[Any, str]:
         return seen(str(tmp_path)), printed()
@@ -67,3 +67,27 @@ def test_a_model_that_we_do_not_understand_leaves_a_plan_for_the_device(
     model = forked(lambda: seen(str(tmp_path)))
     assert model.facts is None
     assert "Gemma3nForConditionalGeneration2" in " ".join(model.notes)
+
+
+def test_a_hub_that_cannot_be_reached_costs_no_time_and_no_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forked: Forked
+) -> None:
+    """vLLM tries for minutes; we don't try before it."""
+
+    def child() -> tuple[Any, str]:
+        from types import SimpleNamespace
+
+        import huggingface_hub.constants as constants
+        import vllm.transformers_utils.config as vllm_config
+
+        from vllm_autofit.hooks.model_config import model_of
+        from vllm_autofit.values import Request
+
+        constants.HF_HUB_CACHE = str(tmp_path)
+        constants.ENDPOINT = "http://127.0.0.1:9"  # nobody listens there
+        vllm_config.get_config = lambda *args, **kwargs: pytest.fail("vLLM was asked")
+        return model_of(SimpleNamespace(), Request("some/model", {}, frozenset())), printed()
+
+    model, said = forked(child)
+    assert model is None
+    assert "WARNING" not in said

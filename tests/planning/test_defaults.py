@@ -146,6 +146,22 @@ def test_what_the_user_set_is_kept() -> None:
     assert found.estimate_graphs is False
 
 
+@pytest.mark.parametrize("largest", [99_999_999_999, 2**62])
+def test_no_graph_is_larger_than_a_batch(largest: int) -> None:
+    sizes = deployed(max_cudagraph_capture_size=largest, max_num_batched_tokens=64).graph_sizes
+    assert sizes == (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
+    endless = deployed(max_cudagraph_capture_size=largest, max_num_batched_tokens=largest).graph_sizes
+    assert endless is not None
+    assert endless[-1] == 2**20
+
+
+@pytest.mark.parametrize(("asked", "found"), [(1e308, 2**50), ("inf", 2**50), ("nan", 0), (-1, 0), ("much", 0)])
+def test_sizes_that_no_machine_has(asked: object, found: int) -> None:
+    made = deployed(cpu_offload_gb=asked, kv_offloading_size=asked, VLLM_CPU_KVCACHE_SPACE=asked)
+    assert (made.cpu_offload_bytes, made.kv_offload_bytes) == (found, found)
+    assert made.kv_cache_memory_bytes == (found or None)
+
+
 def test_a_deployment_can_be_remembered() -> None:
     assert len({deployed(), deployed(), deployed(limit_mm_per_prompt={"image": 1})}) == 2
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
+from vllm_autofit.cli.output import say
 from vllm_autofit.experience.store import Store
 from vllm_autofit.render.history import record_account, record_table
 from vllm_autofit.settings import read_settings
@@ -49,8 +49,8 @@ def _show(options: argparse.Namespace) -> int:
     )
     _say_skipped(store)
     if record is None:
-        what = "No start is remembered" if wanted is None else f"No start {wanted!r} is remembered"
-        print(f"{what} in {store.folder}. `vllm-autofit history` lists them.", file=sys.stderr)
+        what = "no start is remembered" if wanted is None else f"no start {wanted!r} is remembered"
+        say(f"{what} in {store.folder}. `vllm-autofit history` lists them")
         return 2
     print(json.dumps(record, indent=1) if options.format == "json" else record_account(record))
     return 0
@@ -59,10 +59,10 @@ def _show(options: argparse.Namespace) -> int:
 def _store() -> Store:
     settings = read_settings()
     for warning in settings.warnings:
-        print(f"vllm-autofit: {warning}.", file=sys.stderr)
+        say(warning)
     return Store(settings.cache_dir)
 
 
 def _say_skipped(store: Store) -> None:
     for message in store.skipped:
-        print(f"vllm-autofit: {message}.", file=sys.stderr)
+        say(message)

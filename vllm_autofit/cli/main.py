@@ -9,13 +9,36 @@ from collections.abc import Sequence
 
 from vllm_autofit import __version__
 from vllm_autofit.cli import history, plan
+from vllm_autofit.cli.output import say
 from vllm_autofit.errors import AutofitError
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT = 0, 2, 3
+EXIT_OK, EXIT_NOT_WRITTEN, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT = 0, 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 done, 2 bad input, 3 nothing fits."""
+    """Run one command. Returns the exit status: 0 done, 1 the output can't be written, 2 bad input, 3 nothing fits.
+
+    A stdout that is closed from the start is no error: who does that wants the status alone.
+    """
+    status = EXIT_OK
+    try:
+        try:
+            status = _run(arguments)
+        finally:  # also after --help, which leaves by SystemExit
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, had enough
+        _drop_output()
+    except OSError as error:
+        if error.filename is not None or sys.stdout is None:  # about something else than the output
+            raise
+        _drop_output()
+        say(f"the output can't be written ({error.strerror})")
+        return EXIT_NOT_WRITTEN
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="vllm-autofit", description="Memory settings for vLLM: what was decided, and what was learned."
     )
@@ -25,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
-        status = int(options.run(options))
-        sys.stdout.flush()
-        return status
+        return int(options.run(options))
     except AutofitError as error:
-        print(f"vllm-autofit: {error}.", file=sys.stderr)
+        say(str(error))
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader, `head` say, had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere: Python would try to write it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

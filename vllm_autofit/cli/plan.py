@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from vllm_autofit.answer import Answer
 from vllm_autofit.api import Question, answer
 from vllm_autofit.cli.flags import parse_flags
+from vllm_autofit.cli.output import say
 from vllm_autofit.errors import FlagError
 from vllm_autofit.render.document import plan_document
 from vllm_autofit.render.launch import config_file, container_command, script, shell_command
@@ -42,7 +42,8 @@ examples:
   vllm-autofit plan Qwen/Qwen3-32B -tp 2 --max-model-len 32k --gpu "RTX 4090" --gpu-count 2
   vllm-autofit plan Qwen/Qwen3-8B --format yaml > plan.yaml && vllm serve --config plan.yaml
 
-exit status: 0 it fits, or nobody can know (the plan says so); 3 it doesn't fit; 2 the question isn't understood
+exit status: 0 it fits, or nobody can know (the plan says so); 3 it doesn't fit; 2 the question isn't understood;
+1 the answer can't be written
 """
 
 
@@ -61,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     flags = parse_flags(rest)
     settings = read_settings()
     for warning in settings.warnings:
-        _say(warning)
+        say(warning)
     question = Question(
         model=flags.model,
         options=flags.values,
@@ -105,8 +106,11 @@ def _own_parser() -> argparse.ArgumentParser:
 
 
 class _OwnParser(argparse.ArgumentParser):
+    """Raises instead of leaving the process, as for vLLM's options."""
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"usage: {USAGE}\n{self.prog}: error: {message}\n")
+        flag, _, problem = message.removeprefix("argument ").partition(": ")
+        raise FlagError(flag, problem, "`vllm-autofit plan --help` says what it takes")
 
 
 def _memory(text: str) -> int:
@@ -114,16 +118,13 @@ def _memory(text: str) -> int:
     try:
         return size(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 24, 22.5GiB or 800MiB") from None
+        expected = "a size such as 24, 22.5GiB or 800MiB, at most 1024TiB"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
 
 
 def _tell(answered: Answer) -> None:
     for warning in answered.plan.warnings:
-        _say(warning)
+        say(warning)
     if answered.fits is False:
         for remedy in answered.plan.remedies:
-            _say(f"would help: {remedy.change}" + (f" ({remedy.flag})" if remedy.flag else ""))
-
-
-def _say(text: str) -> None:
-    print(f"vllm-autofit: {text}.", file=sys.stderr)
+            say(f"would help: {remedy.change}" + (f" ({remedy.flag})" if remedy.flag else ""))

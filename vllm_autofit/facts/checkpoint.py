@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from vllm_autofit.errors import UnknownModelError, WeightsError
+from vllm_autofit.errors import ConfigError, UnknownModelError, WeightsError
 from vllm_autofit.facts.config import load_config, model_facts
 from vllm_autofit.facts.weights import read_tensors
 from vllm_autofit.values import Model
@@ -38,12 +38,13 @@ def read_model(
         facts = model_facts(load_config(name, revision, hub=hub) if config is None else config)
     except UnknownModelError as error:
         return Model(name, notes=(str(error),))
-    drafter = None if draft is None else read_model(draft, hub=hub)
+    drafter, notes = _drafter(draft, hub)
+    notes = (*facts.notes, *notes)
     try:
         found = read_tensors(name, revision, environ=os.environ if hub else {**os.environ, **NO_NETWORK})
     except WeightsError as error:
         # A launch that may not ask the hub will do without headers often: nothing to warn about.
-        notes = (*facts.notes, str(error)) if hub else facts.notes
+        notes = (*notes, str(error)) if hub else notes
         return Model(name, facts, weights_source="config", draft=drafter, notes=notes)
     return Model(
         name,
@@ -52,5 +53,16 @@ def read_model(
         weights_source=found.source,
         exact=found.exact,
         draft=drafter,
-        notes=(*facts.notes, *found.notes),
+        notes=(*notes, *found.notes),
     )
+
+
+def _drafter(name: str | None, hub: bool) -> tuple[Model | None, tuple[str, ...]]:
+    """What drafts, or a note that it isn't counted."""
+    if name is None:
+        return None, ()
+    try:
+        model = read_model(name, hub=hub)
+    except ConfigError as error:
+        return None, (f"the draft model isn't counted: {error}",)
+    return (model, ()) if model.facts is not None else (None, model.notes)

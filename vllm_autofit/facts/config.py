@@ -139,18 +139,28 @@ def load_config(model: str, revision: str | None = None, *, hub: bool = True) ->
     Raises:
         ConfigError: there is none, it can't be had, or it isn't a JSON object.
     """
-    path = Path(model).expanduser()
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or with a null byte
-        raise ConfigError(repr(model[:80]), "neither a path nor a hub name", "Name a folder or a hub model") from None
+    path, is_file = config_place(model, revision, hub=hub)
     if is_file:
         if path.suffix == ".gguf":
             raise ConfigError(
                 str(path), "a GGUF file has no config.json", "Name a folder that holds the model's config"
             )
         return _with_neighbours(_read_file(path), path.parent)
-    return _read_folder(path if is_folder else _from_hub(model, revision, hub))
+    return _read_folder(path)
+
+
+def config_place(model: str, revision: str | None = None, *, hub: bool = True) -> tuple[Path, bool]:
+    """Where the config of a model is, fetched if need be, and whether that is a file rather than a folder.
+
+    Raises:
+        ConfigError: it can't be had.
+    """
+    path = Path(model).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a null byte
+        raise ConfigError(repr(model[:80]), "neither a path nor a hub name", "Name a folder or a hub model") from None
+    return (path if is_folder or is_file else _from_hub(model, revision, hub)), is_file
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:

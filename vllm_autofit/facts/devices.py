@@ -193,6 +193,7 @@ def _first_instance(nvml: Any, device: Any) -> Any:
 def _read(nvml: Any, index: int, place: Place) -> DeviceFacts:
     handle = _handle(nvml, place)
     name = _text(nvml.nvmlDeviceGetName(handle))
+    shares_host = False
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = int(memory.total), int(memory.free)
@@ -200,7 +201,7 @@ def _read(nvml: Any, index: int, place: Place) -> DeviceFacts:
         # Integrated devices (GB10, Jetson) share the host's memory and NVML has no figure for it; vLLM itself
         # takes the host's available memory as free there.
         host = psutil.virtual_memory()
-        total, free = host.total, host.available
+        total, free, shares_host = host.total, host.available, True
     return DeviceFacts(
         kind="cuda",
         index=index,
@@ -208,6 +209,7 @@ def _read(nvml: Any, index: int, place: Place) -> DeviceFacts:
         total_bytes=total,
         free_bytes=free,
         compute_capability=_compute_capability(nvml, handle),
+        shares_host=shares_host,
     )
 
 

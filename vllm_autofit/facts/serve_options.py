@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_autofit.errors import FlagError
-from vllm_autofit.units import tokens
+from vllm_autofit.facts.option_limits import what_is_wrong
+from vllm_autofit.units import MOST_BYTES, tokens
 from vllm_autofit.values import AUTO_CONTEXT
 
 TABLE = Path(__file__).with_name("serve_options.txt")
 TABLE_VERSION = "0.32"
 TRUE_OR_FALSE = "True or False"
 
-AT_LEAST_ONE = frozenset({
-    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size",
-    "decode_context_parallel_size", "nnodes", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_loras",
-    "max_lora_rank", "num_gpu_blocks_override",
-})  # fmt: skip
-"""Numbers for which vLLM refuses 0, or could do nothing with it."""
+CLOSE = 0.65
+"""Likeness from which on a word may have been meant: that of fp9 and fp8, not that of bogus and uds."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +81,8 @@ class Option:
                 f"{value!r} is not among its values ({', '.join(self.choices)})",
                 did_you_mean(str(value), self.choices) or "Choose one of them",
             )
-        else:
-            self._check_range(value)
-
-    def _check_range(self, value: object) -> None:
-        if not isinstance(value, int | float):
-            return
-        expected = ""
-        if self.name == "gpu_memory_utilization" and not 0 < value <= 1:
-            expected = "a share of the device's memory, above 0 and at most 1"
-        elif self.kind == "context" and value < 1 and value != AUTO_CONTEXT:
-            expected = "a positive number of tokens, or auto"
-        elif self.name in AT_LEAST_ONE and value < 1:
-            expected = "1 or more"
-        elif self.name in ("cpu_offload_gb", "kv_offloading_size") and value < 0:
-            expected = "a size in GiB"
-        if expected:
-            raise FlagError(self.flag, f"{value} is not {expected}", "Correct it, or leave it out")
+        elif wrong := what_is_wrong(self.name, self.kind, value):
+            raise FlagError(self.flag, wrong, "Correct it, or leave it out")
 
 
 @functools.cache
@@ -143,8 +125,9 @@ def check_fields(fields: Mapping[str, object]) -> dict[str, object]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names what is closest to ``word``; empty where nothing is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean {close[0]}?" if close else ""
+    bare = {each.lstrip("-"): each for each in known}  # hyphens in front would make all short ones alike
+    close = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=CLOSE)
+    return f"Did you mean {bare[close[0]]}?" if close else ""
 
 
 def _option(line: str, of_engine: bool) -> Option:
@@ -168,6 +151,10 @@ def _context(text: str) -> int:
     return AUTO_CONTEXT if text == str(AUTO_CONTEXT) or text.lower() == "auto" else tokens(text)
 
 
+def _tokens(text: str) -> int:
+    return tokens(text, MOST_BYTES)  # some of them are bytes; each option's own range comes after
+
+
 def _mixed(text: str) -> object:
     return json.loads(text) if text.strip().startswith("{") else text
 
@@ -175,7 +162,7 @@ def _mixed(text: str) -> object:
 _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "int": (int, "a whole number"),
     "float": (float, "a number"),
-    "tokens": (tokens, "a number such as 8192, 8k (8000) or 8K (8192)"),
+    "tokens": (_tokens, "a number such as 8192, 8k (8000) or 8K (8192)"),
     "context": (_context, "a number of tokens such as 8192, 8k (8000) or 8K (8192), or auto"),
     "json": (json.loads, "JSON"),
     "mixed": (_mixed, "JSON or text"),

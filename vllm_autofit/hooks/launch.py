@@ -24,7 +24,7 @@ from vllm_autofit.hooks.model_config import model_of
 from vllm_autofit.hooks.runs import Run, new_run
 from vllm_autofit.planning.defaults import NEWEST, Usage, parsed_version
 from vllm_autofit.planning.planner import make_plan
-from vllm_autofit.render.line import plan_line
+from vllm_autofit.render.line import plan_line, remedies_text
 from vllm_autofit.settings import Settings, read_settings
 from vllm_autofit.values import DeviceFacts, Lessons, Plan, Request
 
@@ -89,6 +89,8 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
     )
     for warning in plan.warnings:
         logger.warning("vllm-autofit: %s.", warning)
+    if not plan.fits and plan.remedies:
+        logger.warning("vllm-autofit: what would help: %s.", remedies_text(plan))
     logger.info("vllm-autofit: %s", plan_line(plan, run["run_id"], observing=settings.mode == "observe"))
     return Launch(settings, plan, run)
 
@@ -201,6 +203,7 @@ def _account(plan: Plan, settings: Settings) -> dict[str, Any]:
         "kv": None if plan.kv is None else asdict(plan.kv),
         "shortfall_bytes": plan.shortfall_bytes,
         "concessions": [asdict(concession) for concession in plan.concessions],
+        "remedies": [asdict(remedy) for remedy in plan.remedies],
         "confidence": asdict(plan.confidence),
         "warnings": list(plan.warnings),
     }

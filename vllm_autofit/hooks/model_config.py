@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_autofit.errors import AutofitError
 from vllm_autofit.facts.checkpoint import read_model
+from vllm_autofit.facts.config import config_place, load_config
 from vllm_autofit.hooks.guard import logger
 from vllm_autofit.values import Model, Request
 
 
 def model_of(engine_args: Any, request: Request) -> Model | None:
-    """What can be read about the model of one launch without the network, or None where it can't be told.
+    """What can be read about the model of one launch, or None where it can't be told.
 
-    vLLM reads the config itself in a moment and explains better what is wrong with one that it can't read, so trouble
-    with it is left to vLLM.
+    The hub is asked for nothing but a config that isn't in its local cache yet, which vLLM then finds there. vLLM reads
+    the config itself in a moment and explains better what is wrong with one that it can't read, so trouble with it is
+    left to vLLM.
     """
-    config = _vllm_config(engine_args)
-    if config is None:
-        return None
     speculation = request.knobs.get("speculative_config")
     draft = speculation.get("model") if isinstance(speculation, Mapping) else None
+    place = getattr(engine_args, "hf_config_path", None) or request.model
+    revision = getattr(engine_args, "revision", None)
     try:
+        folder, _is_file = config_place(place, revision)
         return read_model(
             request.model,
-            getattr(engine_args, "revision", None),
-            config=config,
+            revision,
+            config=_vllm_config(engine_args, folder) or load_config(str(folder)),
             draft=draft if isinstance(draft, str) and draft != request.model else None,
             hub=False,
         )
@@ -36,16 +39,17 @@ def model_of(engine_args: Any, request: Request) -> Model | None:
         return None
 
 
-def _vllm_config(engine_args: Any) -> dict[str, Any] | None:
-    """vLLM's Hugging Face config as a dict, None where vLLM can't read it or this vLLM has no such function."""
+def _vllm_config(engine_args: Any, folder: Path) -> dict[str, Any] | None:
+    """vLLM's Hugging Face config as a dict, None where vLLM can't read it or this vLLM has no such function.
+
+    Read from a folder, so that vLLM doesn't ask the hub for it once more.
+    """
     try:
         read: Any = importlib.import_module("vllm.transformers_utils.config").get_config
         overrides = getattr(engine_args, "hf_overrides", None) or {}
         config = read(
-            getattr(engine_args, "hf_config_path", None) or engine_args.model,
+            str(folder),
             engine_args.trust_remote_code,
-            revision=engine_args.revision,
-            code_revision=engine_args.code_revision,
             config_format=engine_args.config_format,
             **({"hf_overrides_fn": overrides} if callable(overrides) else {"hf_overrides_kw": overrides}),
         )

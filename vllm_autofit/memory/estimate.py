@@ -15,6 +15,9 @@ from vllm_autofit.memory.overhead import non_torch_bytes
 from vllm_autofit.memory.weights import draft_weights, rank_weights
 from vllm_autofit.values import Model
 
+QUANTISED_IN_PLACE_SINCE = (0, 16)
+"""See ``Estimator.loading_bytes``."""
+
 
 class Estimator:
     """What deployments of one model take. Remembers its weights, which most settings don't change.
@@ -32,6 +35,17 @@ class Estimator:
         self.facts = model.facts
         self._model = _with_tensors(model)
         self._weights: dict[Deployment, Term] = {}
+
+    def loading_bytes(self, deployment: Deployment) -> int:
+        """The most that weights take while they are loaded, where that is more than afterwards; else 0.
+
+        Until vLLM 0.15, weights that are quantised while loading stand on the device in 16 bits first
+        (``quantization/fp8.py`` of 0.11 and 0.14; parameters are made on the meta device from 0.16 on).
+        """
+        online = deployment.quantization is not None and self.facts.quantization is None
+        if not online or deployment.device == "cpu" or deployment.vllm >= QUANTISED_IN_PLACE_SINCE:
+            return 0
+        return self.demand(replace(deployment, quantization=None)).weights.bytes
 
     def demand(self, deployment: Deployment) -> Demand:
         """What the fullest rank of ``deployment`` takes."""

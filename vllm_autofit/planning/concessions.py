@@ -67,7 +67,7 @@ def concede(start: Deployment, weigh: Weigh, wish: Wish, policy: Policy) -> Outc
 
 def _enough(fit: Fit, wish: Wish, policy: Policy, given: frozenset[Step]) -> bool:
     """One request of the whole context; where that was conceded, some of the shortest acceptable one."""
-    if fit.missing_beside_bytes:
+    if fit.missing_bytes:
         return False
     if "context" in given:
         return fit.sure_kv_bytes >= fit.needs(wish.least_context, policy.requests)
@@ -101,15 +101,33 @@ def _candidates(step: Step, now: Deployment, wish: Wish, policy: Policy) -> Iter
 def _take_back(
     start: Deployment, fit: Fit, weigh: Weigh, wish: Wish, policy: Policy, given: frozenset[Step]
 ) -> tuple[Fit, frozenset[Step]]:
-    """Without those that a later, stronger one made needless."""
-    for step in policy.order:
+    """Without those that others made needless, the least welcome first, and with as many sequences as still fit.
+
+    What the policy gives up before the context stays given once that is conceded: it buys context.
+    """
+    takes_back = policy.order[policy.order.index("context") :] if "context" in given else policy.order
+    for step in reversed(takes_back):
         if step not in given:
             continue
         fewer = given - {step}
         without = fit if step == "context" else weigh(_restored(step, start, fit.deployment))
         if _enough(without, wish, policy, fewer):
             fit, given = without, fewer
+        elif step == "sequences":
+            fit = _most_sequences(start, fit, weigh, wish, policy, given)
     return fit, given
+
+
+def _most_sequences(
+    start: Deployment, fit: Fit, weigh: Weigh, wish: Wish, policy: Policy, given: frozenset[Step]
+) -> Fit:
+    count = start.max_num_seqs // 2
+    while count > fit.deployment.max_num_seqs:
+        more = weigh(replace(fit.deployment, max_num_seqs=count))
+        if _enough(more, wish, policy, given):
+            return more
+        count //= 2
+    return fit
 
 
 def _restored(step: Step, start: Deployment, now: Deployment) -> Deployment:
@@ -150,9 +168,14 @@ def _accounts(
         yield Concession(_described(step, start, fit.deployment), max(0, gained))
 
 
+def sequences(count: int) -> str:
+    """``1 sequence``, ``8 sequences``."""
+    return f"{count} sequence{'' if count == 1 else 's'}"
+
+
 def _described(step: Step, start: Deployment, now: Deployment) -> str:
     if step == "sequences":
-        return f"{now.max_num_seqs} sequences at a time instead of {start.max_num_seqs}"
+        return f"{sequences(now.max_num_seqs)} at a time instead of {start.max_num_seqs}"
     if step == "fp8":
         return f"KV cache in {now.kv_cache_dtype} instead of {start.dtype}"
     return "no CUDA graphs (eager mode)"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.deployment import Deployment, GraphMode, Speculation
 from vllm_autofit.memory.overhead import GIB
+from vllm_autofit.units import MOST_BYTES, MOST_SEQUENCES
 from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, Request
 
 Version = tuple[int, int]
@@ -24,6 +25,12 @@ ENGINE_DEFAULTS = (2048, 128)
 
 NEWEST: Version = (0, 33)
 """What a plan assumes where no vLLM is installed or named."""
+
+OLDEST: Version = (0, 8)
+"""Nothing was read of older ones: they are taken for this one."""
+
+LARGER_SHARE_SINCE: Version = (0, 20)
+"""From here on ``gpu_memory_utilization`` defaults to 0.92, before to 0.90 (``config/cache.py``)."""
 
 CONTEXT_AUTOMATIC_SINCE: Version = (0, 20)
 """``max_model_len=-1`` exists since 0.14, but the API server learns what came of it only from 0.20 on."""
@@ -99,7 +106,7 @@ def deployment_of(
         expert_parallel=bool(knobs.get("enable_expert_parallel")),
         enforce_eager=bool(request.values.get("enforce_eager")),
         graph_mode=_graph_mode(compilation),
-        graph_sizes=_graph_sizes(compilation),
+        graph_sizes=_graph_sizes(compilation, batched),
         prefix_caching=knobs.get("enable_prefix_caching") is not False,
         chunked_prefill=knobs.get("enable_chunked_prefill") is not False,
         hybrid_kv_cache_manager=not knobs.get("disable_hybrid_kv_cache_manager"),
@@ -109,8 +116,8 @@ def deployment_of(
         mamba_cache_mode=_text(knobs.get("mamba_cache_mode")),
         kv_cache_memory_bytes=_kv_cache_bytes(knobs),
         blocks_override=_number(knobs.get("num_gpu_blocks_override")),
-        cpu_offload_bytes=int(_real(knobs.get("cpu_offload_gb")) * GIB),
-        kv_offload_bytes=int(_real(knobs.get("kv_offloading_size")) * GIB),
+        cpu_offload_bytes=_gib(knobs.get("cpu_offload_gb")),
+        kv_offload_bytes=_gib(knobs.get("kv_offloading_size")),
         sleep_mode=bool(knobs.get("enable_sleep_mode")),
         lora_adapters=_count(knobs, "max_loras") if knobs.get("enable_lora") else 0,
         lora_rank=_number(knobs.get("max_lora_rank")) or 16,
@@ -175,12 +182,16 @@ def _graph_mode(compilation: Mapping[str, object]) -> GraphMode | None:
     return _GRAPH_MODES.get(str(mode).rpartition(".")[2].lower()) if mode is not None else None
 
 
-def _graph_sizes(compilation: Mapping[str, object]) -> tuple[int, ...] | None:
+def _graph_sizes(compilation: Mapping[str, object], batched: int) -> tuple[int, ...] | None:
+    """As asked for; vLLM captures none that is larger than a batch."""
     sizes = compilation.get("cudagraph_capture_sizes")
     if isinstance(sizes, list | tuple) and all(str(size).isdecimal() for size in sizes):
         return tuple(int(size) for size in sizes)
     largest = _number(compilation.get("max_cudagraph_capture_size"))
-    return None if largest is None else tuple(size for size in (1, 2, 4, *range(8, largest + 1, 8)) if size <= largest)
+    if largest is None:
+        return None
+    largest = min(largest, batched, MOST_SEQUENCES)
+    return tuple(size for size in (1, 2, 4, *range(8, largest + 1, 8)) if size <= largest)
 
 
 def _given(knobs: Mapping[str, object], names: tuple[str, ...]) -> dict[str, object]:
@@ -210,8 +221,7 @@ def _items(asked: Mapping[str, object]) -> dict[str, int] | None:
 
 
 def _kv_cache_bytes(knobs: Mapping[str, object]) -> int | None:
-    on_cpu = _real(knobs.get("VLLM_CPU_KVCACHE_SPACE"))
-    return _number(knobs.get("kv_cache_memory_bytes")) or (int(on_cpu * GIB) or None)
+    return _number(knobs.get("kv_cache_memory_bytes")) or _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
 
 
 def _count(knobs: Mapping[str, Any], name: str) -> int:
@@ -222,11 +232,12 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _real(value: object) -> float:
+def _gib(value: object) -> int:
+    """Bytes of a number of GiB; 0 for what is none, and no more than any machine has."""
     try:
-        return max(0.0, float(str(value))) if value not in (None, "") else 0.0
+        return int(min(max(0.0, float(str(value)) * GIB), MOST_BYTES)) if value not in (None, "") else 0
     except ValueError:
-        return 0.0
+        return 0
 
 
 def _text(value: object) -> str | None:

@@ -47,8 +47,9 @@ class Fit:
     """CUDA graphs that this vLLM doesn't count, and that were taken off ``asked_bytes``."""
     more_headroom_bytes: int = 0
     """Kept free beside the usual headroom, because this deployment takes more after it is profiled."""
-    missing_beside_bytes: int = 0
-    """CUDA graphs that find no room beside a share that the user fixed."""
+    missing_bytes: int = 0
+    """What finds no room whatever the KV cache gets: CUDA graphs beside a share that the user fixed, a KV cache of a
+    size that the user fixed, weights while they are loaded."""
 
     @property
     def sure_kv_bytes(self) -> int:
@@ -61,34 +62,53 @@ class Fit:
             return 0
         return kv_cache.bytes_needed(self.demand.kv, self.deployment, tokens, requests)
 
+    def is_hopeless(self, tokens: int) -> bool:
+        """Whether not even one request of ``tokens`` tokens fits should the estimate be off by its error."""
+        return self.shortfall(tokens) > self.error_bytes
+
     def shortfall(self, tokens: int) -> int:
         """Bytes that are missing before one request of ``tokens`` tokens can be served; 0 where it can."""
-        return max(0, self.needs(tokens) - self.kv_bytes, self.missing_beside_bytes)
+        return max(0, self.needs(tokens) - self.kv_bytes, self.missing_bytes)
 
 
 def weigh(estimator: Estimator, deployment: Deployment, room: Room) -> Fit:
     """What ``deployment`` leaves for its KV cache.
 
     ``KV = asked - weights - activations - non-torch``, and less the CUDA graphs where this vLLM takes them off; others
-    capture them beside what they asked for.
+    capture them beside what they asked for. A KV cache of a size that the user fixed is taken as it is, whatever was
+    asked for.
     """
     terms = estimator.demand(deployment)
-    taken = [terms.weights, terms.activations, terms.non_torch]
-    asked, beside, more, missing = room.asked_bytes, 0, 0, 0
+    everything = [terms.weights, terms.activations, terms.non_torch, terms.cuda_graphs]
+    there = room.asked_bytes + room.beside_bytes
+    missing = max(0, estimator.loading_bytes(deployment) - there)
+    fixed = _fixed_pool(terms, deployment)
+    if fixed is not None:
+        missing = max(missing, fixed + sum(term.bytes for term in everything) - there)
+        return Fit(deployment, terms, room.asked_bytes, fixed, 0, missing_bytes=missing)
+    asked, beside, more = room.asked_bytes, 0, 0
     counted = deployment.estimate_graphs
-    if graphs_are_subtracted(deployment.vllm) if counted is None else counted:
-        taken.append(terms.cuda_graphs)
-    elif room.share_is_fixed:
-        missing = max(0, terms.cuda_graphs.bytes - room.beside_bytes)
-    else:
-        beside = min(asked, terms.cuda_graphs.bytes)
-        asked -= beside
+    taken = everything
+    if not (graphs_are_subtracted(deployment.vllm) if counted is None else counted):
+        taken = everything[:-1]
+        if room.share_is_fixed:
+            missing = max(missing, terms.cuda_graphs.bytes - room.beside_bytes)
+        else:
+            beside = min(asked, terms.cuda_graphs.bytes)
+            asked -= beside
     if not room.share_is_fixed and not room.headroom_is_fixed:
         unprofiled = unprofiled_bytes(estimator.facts, deployment).bytes
         more = min(asked, max(0, unprofiled + LEAST_SPARE_BYTES - room.headroom_bytes))
         asked -= more
     kv_bytes = asked - sum(term.bytes for term in taken)
-    if deployment.kv_cache_memory_bytes is not None:  # taken whatever was asked for, if the device has it
-        kv_bytes = min(deployment.kv_cache_memory_bytes, kv_bytes + room.beside_bytes)
     error = math.hypot(*(term.error_bytes for term in taken))
     return Fit(deployment, terms, asked, kv_bytes, round(error), beside, more, missing)
+
+
+def _fixed_pool(terms: Demand, deployment: Deployment) -> int | None:
+    """Bytes of a KV cache whose size the user fixed."""
+    if terms.kv is None:
+        return None
+    if deployment.blocks_override is not None:
+        return deployment.blocks_override * terms.kv.bytes_per_block
+    return deployment.kv_cache_memory_bytes

@@ -61,6 +61,8 @@ def make_plan(
     if context_automatic is None:
         context_automatic = version >= CONTEXT_AUTOMATIC_SINCE
     warnings = _uncertain_devices(request, devices)
+    if model is not None and model.facts is None:
+        warnings += model.notes
     budgets = [_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices]
     budget, weighing = _tightest(budgets), None
     ours = budget
@@ -105,7 +107,7 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
     if lessons.startup_overhead_bytes is not None:
         overhead, overhead_source = _believable(lessons.startup_overhead_bytes, overhead), "record"
     headroom_source: Source = "estimate"
-    spare = headroom(device.kind, device.total_bytes, rules.policy)
+    spare = headroom("cpu" if device.shares_host else device.kind, device.total_bytes, rules.policy)
     if rules.headroom_bytes is not None:
         spare, headroom_source = rules.headroom_bytes, "user"
     return Budget(
@@ -175,7 +177,7 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
     if request.kv_cache_fixed_by is not None:
         why += f"; only the check at start uses it, {request.kv_cache_fixed_by} fixes the KV cache"
     if suggested is None or request.utilization_left_to_vllm is not None:
-        return Decision(name, request.values[name], "vllm", request.utilization_left_to_vllm or why)
+        return Decision(name, request.values[name], "vllm", request.utilization_left_to_vllm or why, suggested)
     return Decision(name, suggested, source, why, suggested)
 
 

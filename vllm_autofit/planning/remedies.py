@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from vllm_autofit.architecture import Attention, Layer, ModelFacts
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
-from vllm_autofit.memory.overhead import GIB, MIB
-from vllm_autofit.planning.concessions import Wish
+from vllm_autofit.memory.overhead import CUDA_COMMUNICATION_BYTES, GIB, MIB
+from vllm_autofit.planning.concessions import Wish, sequences
 from vllm_autofit.planning.fit import Fit
 from vllm_autofit.values import DeviceFacts, Remedy
 
@@ -21,7 +21,8 @@ VOCABULARY_PADDING = 64
 """vLLM pads the vocabulary to this before it cuts it (``layers/vocab_parallel_embedding.py``, 0.11 to 0.33)."""
 
 FP8_WEIGHTS_CAPABILITY = (8, 0)
-"""vLLM quantises 16-bit weights to fp8 while it loads from Ampere on (``quantization/fp8.py``, 0.11 to 0.33)."""
+"""From here on vLLM quantises 16-bit weights to fp8 while it loads (``quantization/fp8.py``: 8.0 in 0.11 and 0.13, 7.5
+from 0.14 on)."""
 
 SMALLEST_CONTEXT = 512
 """Shorter than this isn't worth suggesting."""
@@ -47,20 +48,22 @@ def remedies_for(
         wish: what must fit.
         facts: the model.
         device: the tightest device.
-        asked_room: bytes of a rank beside what the user's own utilisation asks for, negative where that is more than is
-            free; 0 where the utilisation is ours.
+        asked_room: bytes of a rank that the user's own utilisation leaves beyond the headroom, negative where it asks
+            for more than is free; 0 where the utilisation is ours.
     """
     if asked_room < 0 and not fit.shortfall(wish.least_context):
         found = [*_more_of_the_device(fit, wish, asked_room)]
         return tuple(Remedy(remedy.change, remedy.gained * device.ranks, remedy.flag) for remedy in found)
     found = [
-        *_more_of_the_device(fit, wish, asked_room),
         *_own_settings(weigh, fit, wish),
         *_others_memory(fit, wish, device),
         *_quantised_weights(weigh, fit, wish, facts),
         *_more_devices(weigh, fit, wish, facts),
         *_offload(fit, wish),
     ]
+    if asked_room < 0:  # whatever else is changed, vLLM's check at start still fails
+        found = [replace(remedy, cures=False) for remedy in found]
+    found = [*_more_of_the_device(fit, wish, asked_room), *found]
     useful = [remedy for remedy in found if remedy.gained > 0]
     # Stable: among those that cure, the order above stands, from what costs least to what costs most.
     cures = [remedy for remedy in useful if remedy.cures]
@@ -105,13 +108,13 @@ def _own_settings(weigh: Weigh, fit: Fit, wish: Wish) -> Iterator[_Remedy]:
     if "sequences" not in wish.open and now.max_num_seqs > 1:
         count = _sequences_that_fit(weigh, fit, wish)
         new = weigh(replace(now, max_num_seqs=count))
-        yield _compared(f"{count} sequences at a time", f"--max-num-seqs {count}", new, fit, wish)
+        yield _compared(f"{sequences(count)} at a time", f"--max-num-seqs {count}", new, fit, wish)
     if "fp8" not in wish.open and wish.fp8 is not None:
         new = weigh(replace(now, kv_cache_dtype=wish.fp8))
         yield _compared("KV cache in fp8", f"--kv-cache-dtype {wish.fp8}", new, fit, wish)
     if "eager" not in wish.open and not now.enforce_eager and now.device != "cpu":
         yield _compared("no CUDA graphs", "--enforce-eager", weigh(replace(now, enforce_eager=True)), fit, wish)
-    if now.max_num_batched_tokens > 2048:
+    if now.max_num_batched_tokens > 2048 and now.chunked_prefill:
         new = weigh(replace(now, max_num_batched_tokens=2048))
         yield _compared("batches of 2048 tokens", "--max-num-batched-tokens 2048", new, fit, wish)
 
@@ -126,9 +129,10 @@ def _sequences_that_fit(weigh: Weigh, fit: Fit, wish: Wish) -> int:
 
 
 def _others_memory(fit: Fit, wish: Wish, device: DeviceFacts) -> Iterator[_Remedy]:
-    held = (device.total_bytes - device.free_bytes) // device.ranks
+    held = device.total_bytes - device.free_bytes
     if held > 256 * MIB:
-        yield _freed(f"close what holds {held / GIB:.2f} GiB of {device.name}", None, held, fit, wish)
+        change = f"close what holds {held / GIB:.2f} GiB of {device.name}"
+        yield _freed(change, None, held // device.ranks, fit, wish)
 
 
 def _quantised_weights(weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts) -> Iterator[_Remedy]:
@@ -150,6 +154,8 @@ def _more_devices(weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts) -> Iter
     while size <= LARGEST_TENSOR_PARALLEL and now.device != "cpu":
         if _divides(facts, size):
             new = weigh(replace(now, tensor_parallel=size))
+            if now.world == 1:  # ranks that talk take more before vLLM looks, which the room doesn't know
+                new = replace(new, kv_bytes=new.kv_bytes - CUDA_COMMUNICATION_BYTES)
             remedy = _compared(
                 f"{size * now.pipeline_parallel} devices, each with its part of every layer",
                 f"--tensor-parallel-size {size}",

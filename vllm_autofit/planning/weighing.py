@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -11,10 +11,10 @@ from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
 from vllm_autofit.memory.estimate import Estimator
-from vllm_autofit.memory.overhead import GIB
-from vllm_autofit.planning.concessions import Outcome, Wish, concede
+from vllm_autofit.memory.overhead import GIB, unprofiled_bytes
+from vllm_autofit.planning.concessions import Outcome, Weigh, Wish, concede
 from vllm_autofit.planning.defaults import Usage, Version, deployment_of
-from vllm_autofit.planning.fit import Fit, Room, weigh
+from vllm_autofit.planning.fit import LEAST_SPARE_BYTES, Fit, Room, weigh
 from vllm_autofit.planning.fp8 import fp8_kv_cache
 from vllm_autofit.planning.policy import POLICIES, Step
 from vllm_autofit.planning.remedies import remedies_for
@@ -98,11 +98,11 @@ def weigh_model(
     wish = _wish(request, facts, start, rules)
     policy = POLICIES[rules.policy]
     outcome = concede(start, weighed, wish, policy)
-    fit, capped = _capped(outcome.fit, "sequences" in wish.open)
-    if capped:
-        fit = weighed(fit.deployment)
-    check_bytes = max(0, -room.beside_bytes) if start.kv_cache_memory_bytes is None else 0
+    fit, capped = _capped(outcome.fit, weighed, wish)
+    fixed_pool = start.kv_cache_memory_bytes is not None or start.blocks_override is not None
+    check_bytes = 0 if fixed_pool else max(0, -room.beside_bytes)
     shortfall = budget.ranks * (fit.shortfall(wish.least_context) + check_bytes)
+    hopeless = fit.is_hopeless(wish.least_context)  # then what was given up is in vain, and nothing is filled in
     return Weighing(
         budget=_filled(budget, fit),
         share_is_fixed=room.share_is_fixed,
@@ -111,16 +111,18 @@ def weigh_model(
         context_why=_context_why(outcome, wish),
         context_is_conceded=outcome.context < wish.context,
         context_is_bounded=policy.full_requests > 1 and outcome.context < wish.context and outcome.reached,
-        changed=_changed(start, fit, capped),
+        changed={} if hopeless else _changed(start, fit, capped),
         shortfall_bytes=shortfall,
         remedies=()
         if outcome.reached and not shortfall
-        else remedies_for(weighed, fit, wish, facts, device, room.beside_bytes if room.share_is_fixed else 0),
-        concessions=tuple(
+        else remedies_for(weighed, fit, wish, facts, device, _spare(room, budget)),
+        concessions=()
+        if hopeless
+        else tuple(
             replace(conceded, bought_bytes=conceded.bought_bytes * budget.ranks) for conceded in outcome.conceded
         ),
         confidence=_confidence(fit, budget),
-        warnings=tuple(_warnings(request, model, fit, outcome, wish, shortfall, check_bytes)),
+        warnings=(*model.notes, *_warnings(request, facts, fit, outcome, wish, budget, room, check_bytes)),
     )
 
 
@@ -141,6 +143,14 @@ def _room(request: Request, budget: Budget) -> Room:
     )
 
 
+def _spare(room: Room, budget: Budget) -> int:
+    """Of a rank: what a share of the user's leaves beyond the headroom, negative where it is more than is free."""
+    if not room.share_is_fixed:
+        return 0
+    headroom = budget.headroom_bytes // budget.ranks
+    return max(0, room.beside_bytes - headroom) if room.beside_bytes >= 0 else room.beside_bytes
+
+
 def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) -> Wish:
     own_context = "max_model_len" in request.set_by_user and request.values.get("max_model_len") != AUTO_CONTEXT
     left_open = {step for step, field in STEP_FIELDS.items() if field not in request.set_by_user}
@@ -155,12 +165,22 @@ def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) 
     )
 
 
-def _capped(fit: Fit, may_cap: bool) -> tuple[Fit, bool]:
-    """``max_num_seqs`` no higher than what the pool's blocks, or its state blocks, can hold at once."""
+def _capped(fit: Fit, weigh: Weigh, wish: Wish) -> tuple[Fit, bool]:
+    """``max_num_seqs`` no higher than what the pool's blocks, or its state blocks, can hold at once.
+
+    Fewer sequences leave more room for blocks, so the highest count that holds is searched for.
+    """
     most = _most_sequences(fit)
-    if most is None or not may_cap or fit.deployment.max_num_seqs <= most:
+    if most is None or "sequences" not in wish.open or fit.deployment.max_num_seqs <= most:
         return fit, False
-    return replace(fit, deployment=replace(fit.deployment, max_num_seqs=most)), True
+    holds, fails = most, fit.deployment.max_num_seqs
+    while fails - holds > 1:
+        middle = (holds + fails) // 2
+        if (_most_sequences(weigh(replace(fit.deployment, max_num_seqs=middle))) or 0) >= middle:
+            holds = middle
+        else:
+            fails = middle
+    return weigh(replace(fit.deployment, max_num_seqs=holds)), True
 
 
 def _most_sequences(fit: Fit) -> int | None:
@@ -204,6 +224,8 @@ def _summary(fit: Fit, context: int) -> KvSummary | None:
 
 
 def _context_why(outcome: Outcome, wish: Wish) -> str:
+    if outcome.fit.is_hopeless(wish.least_context):
+        return f"not even {wish.least_context:,} of the model's {wish.context:,} tokens fit by the estimate"
     if outcome.context >= wish.context:
         return f"the model's {wish.context:,} tokens should fit"
     if not outcome.reached:
@@ -233,35 +255,46 @@ def _confidence(fit: Fit, budget: Budget) -> Confidence:
         "non_torch": terms.non_torch.error_bytes,
         "kv_cache": fit.error_bytes,
     }
-    return Confidence(
-        budget.startup_overhead_source, {name: budget.ranks * error for name, error in bars.items() if error}
-    )
+    return Confidence("estimate", {name: budget.ranks * error for name, error in bars.items() if error})
 
 
 def _warnings(
-    request: Request, model: Model, fit: Fit, outcome: Outcome, wish: Wish, shortfall: int, check_bytes: int
-) -> list[str]:
-    said = [*model.notes]
+    request: Request,
+    facts: ModelFacts,
+    fit: Fit,
+    outcome: Outcome,
+    wish: Wish,
+    budget: Budget,
+    room: Room,
+    check_bytes: int,
+) -> Iterator[str]:
+    ranks = budget.ranks
+    short = fit.shortfall(wish.least_context)
     if check_bytes:
-        said.append(
-            f"gpu_memory_utilization={request.values['gpu_memory_utilization']} asks for {check_bytes / GIB:.2f} GiB "
-            "more than will be free when vLLM checks; leave it unset, or lower it"
+        yield (
+            f"gpu_memory_utilization={request.values['gpu_memory_utilization']} asks for "
+            f"{ranks * check_bytes / GIB:.2f} GiB more than will be free when vLLM checks; leave it unset, or lower it"
         )
-    elif shortfall:
-        said.append(
-            f"does not fit by the estimate: {shortfall / GIB:.2f} GiB short for a context of {wish.least_context:,}"
+    elif short:
+        even = [each.change for each in outcome.conceded if not each.change.startswith("context")]
+        yield (
+            f"does not fit by the estimate: {ranks * short / GIB:.2f} GiB short for a context of {wish.least_context:,}"
+            + (f", even with {', '.join(even)}" if even else "")
         )
     elif not outcome.reached:
-        said.append(
-            f"a close call: {fit.kv_bytes / GIB:.2f} GiB for the KV cache by the estimate, which may be off by "
-            f"{fit.error_bytes / GIB:.2f}"
+        yield (
+            f"a close call: {ranks * fit.kv_bytes / GIB:.2f} GiB for the KV cache by the estimate, which may be off by "
+            f"{ranks * fit.error_bytes / GIB:.2f}"
+        )
+    later = unprofiled_bytes(facts, fit.deployment).bytes + LEAST_SPARE_BYTES
+    if room.share_is_fixed and 0 <= room.beside_bytes < later and fit.deployment.device != "cpu":
+        yield (
+            f"gpu_memory_utilization={request.values['gpu_memory_utilization']} leaves {room.beside_bytes / GIB:.2f} "
+            f"GiB beside what vLLM asks for; up to {later / GIB:.2f} may be taken after it has sized the KV cache"
         )
     most = _most_sequences(fit)
     if most is not None and "sequences" not in wish.open and fit.deployment.max_num_seqs > most:
-        said.append(
+        yield (
             f"max_num_seqs={fit.deployment.max_num_seqs} is more than the KV cache can hold at once ({most}); "
             f"--max-num-seqs {most} or less is safe"
         )
-    if wish.context > outcome.context and "context" not in wish.open:
-        said.append(f"max_model_len={wish.context} is more than fits (about {outcome.context:,})")
-    return said

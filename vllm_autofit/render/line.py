@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_autofit.memory.overhead import GIB
 from vllm_autofit.render.options import option_words, shown
 from vllm_autofit.values import FieldValue, Plan
 
@@ -21,6 +22,17 @@ def plan_line(plan: Plan, run_id: str, *, observing: bool = False) -> str:
         parts.append(f"pin it with {flags(plan.filled)}")
     parts.append(f"details: vllm-autofit history show {run_id}")
     return "; ".join(part for part in parts if part)
+
+
+REMEDIES_SAID = 3
+
+
+def remedies_text(plan: Plan) -> str:
+    """The most useful remedies of a plan that doesn't fit, with what each gains."""
+    return "; ".join(
+        f"{each.change}{f' ({each.flag})' if each.flag else ''}: {each.effect_bytes / GIB:.2f} GiB"
+        for each in plan.remedies[:REMEDIES_SAID]
+    )
 
 
 def flags(values: dict[str, FieldValue]) -> str:
