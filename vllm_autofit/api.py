@@ -131,7 +131,7 @@ def answer(question: Question, settings: Settings) -> Answer:
     doubts = (*_unknown_version(version_text, version), *_odd_block_size(options))
     unknown = () if made.estimated or model is None else _not_understood(model)
     return Answer(
-        plan=replace(made, warnings=(*doubts, *notes, *unknown, *made.warnings)),
+        plan=replace(made, warnings=(*doubts, *notes, *made.warnings, *unknown)),
         model=model,
         devices=tuple(devices),
         device_source=source,
@@ -235,7 +235,7 @@ def _ranks(arguments: Any, environ: Mapping[str, str]) -> int:
     if ranks > MOST_RANKS:
         raise FlagError(
             "the parallel sizes",
-            f"{ranks} ranks in all are not 1 to {MOST_RANKS}",
+            f"{ranks} ranks in all are not within 1 to {MOST_RANKS}",
             "Correct --tensor-parallel-size, --data-parallel-size and the like",
         )
     return here
@@ -264,11 +264,11 @@ def _devices(question: Question, arguments: Any, ranks: int) -> tuple[list[Devic
 
 
 def _described(question: Question, arguments: Any, ranks: int) -> tuple[list[DeviceFacts], str, list[str]]:
-    name, capability, notes = "the given device", None, []
+    name, capability, shares_host, notes = "the given device", None, False, []
     total, source = question.gpu_memory_bytes, "given with --gpu-memory"
     if question.gpu is not None:
         known = find_device(question.gpu)
-        name, capability = known.name, known.compute_capability
+        name, capability, shares_host = known.name, known.compute_capability, known.shares_host
         if total is None:
             total, source = known.total_bytes, f"catalogue: {known.source}"
             if known.derived:
@@ -292,6 +292,7 @@ def _described(question: Question, arguments: Any, ranks: int) -> tuple[list[Dev
         total_bytes=total,
         free_bytes=_free(question, total),
         compute_capability=capability,
+        shares_host=shares_host,
     )
     used = ranks if question.model is not None else count
     return [replace(device, index=index) for index in range(used)], source, notes
@@ -301,7 +302,9 @@ def _count(question: Question, arguments: Any, ranks: int) -> int:
     if question.gpu_count is None:
         return ranks
     if not 1 <= question.gpu_count <= MOST_RANKS:
-        raise FlagError("--gpu-count", f"{question.gpu_count} is not 1 to {MOST_RANKS}", "Correct it, or leave it out")
+        raise FlagError(
+            "--gpu-count", f"{question.gpu_count} is not within 1 to {MOST_RANKS}", "Correct it, or leave it out"
+        )
     several_nodes = int(getattr(arguments, "nnodes", 1)) > 1 or (
         getattr(arguments, "distributed_executor_backend", None) == "ray"
     )
@@ -374,7 +377,6 @@ def _policy(name: str) -> str:
 
 def _not_understood(model: Model) -> tuple[str, ...]:
     return (
-        *model.notes,
         f"what {model.name} takes is not known, so nothing is weighed: only the device is, and vLLM decides the rest",
     )
 
@@ -383,5 +385,5 @@ def _bytes(name: str, gib: float | None) -> int | None:
     if gib is None:
         return None
     if not isinstance(gib, int | float) or not abs(gib) <= MOST_BYTES / GIB:
-        raise FlagError(name, f"{gib!r} is not 0 to {MOST_BYTES // GIB} GiB", "Correct it, or leave it out")
+        raise FlagError(name, f"{gib!r} is not within 0 to {MOST_BYTES // GIB} GiB", "Correct it, or leave it out")
     return round(gib * GIB)

@@ -207,6 +207,8 @@ class Plan:
     """None: not weighed, or a model without a KV cache."""
     shortfall_bytes: int = 0
     """What each device lacks; 0 when the model fits."""
+    refusals: tuple[str, ...] = ()
+    """Why vLLM won't start this, whatever memory there is."""
     remedies: tuple[Remedy, ...] = ()
     """The most useful first."""
     concessions: tuple[Concession, ...] = ()
@@ -220,7 +222,9 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether there is a utilisation to ask for, and, where the model was weighed, room for it."""
-        return self.decision("gpu_memory_utilization").suggested is not None and not self.shortfall_bytes
+        return self.decision("gpu_memory_utilization").suggested is not None and not (
+            self.shortfall_bytes or self.refusals
+        )
 
     @property
     def filled(self) -> dict[str, FieldValue]:

@@ -142,9 +142,9 @@ def test_fields_keep_their_values_and_text_is_read() -> None:
         ({"max_num_seqs": 2.5}, "is not a whole number"),
         ({"gpu_memory_utilization": 2}, "above 0 and at most 1"),
         ({"cudagraph_capture_sizes": [1, "two"]}, "is not a whole number"),
-        ({"cudagraph_capture_sizes": [1, 2**21]}, "2097152 is not 1 to 1048576"),
+        ({"cudagraph_capture_sizes": [1, 2**21]}, "2097152 is not within 1 to 1048576"),
         ({"hf_overrides": 5}, "5 is not a JSON object"),
-        ({"max_num_seqs": 10**400}, "is not 1 to 1048576"),
+        ({"max_num_seqs": 10**400}, "is not within 1 to 1048576"),
     ],
 )
 def test_fields_that_are_not_taken(fields: dict[str, object], message: str) -> None:

@@ -462,3 +462,23 @@ def test_a_remedy_that_is_said_to_cure_does(
         devices = [replace(ada(total), index=index) for index in range(ranks)]
         cured = make_plan(asked, devices, Lessons(), Rules(), model=model, version=version)
         assert cured.fits, (remedy, cured.warnings)
+
+
+def test_what_vllm_refuses_does_not_fit() -> None:
+    plan = make_plan(
+        request(local_ranks=3, knobs={"tensor_parallel_size": 3}),
+        [replace(cuda(80), index=index) for index in range(3)],
+        Lessons(),
+        Rules(),
+        model=LLAMA_8B,
+    )
+    assert not plan.fits
+    assert plan.shortfall_bytes == 0
+    assert plan.filled.keys() == {"gpu_memory_utilization", "max_model_len"}
+    assert "expected to refuse this: 32 attention heads" in " ".join(plan.warnings)
+
+
+def test_a_context_beyond_the_models_own_is_refused_unless_vllm_is_told_to_allow_it() -> None:
+    fields: dict[str, FieldValue] = {"max_model_len": 1_000_000}
+    assert not plan_for(device=cuda(400), fields=fields).fits
+    assert plan_for(device=cuda(400), fields=fields, VLLM_ALLOW_LONG_MAX_MODEL_LEN="1").fits

@@ -43,6 +43,8 @@ class KnownDevice:
     """Where the memory figure is from."""
     derived: bool
     """Whether it is computed from the data sheet's."""
+    shares_host: bool = False
+    """Whether its memory is the host's, which needs some of it."""
 
 
 @functools.cache
@@ -56,6 +58,7 @@ def known_devices() -> tuple[KnownDevice, ...]:
             compute_capability=(entry["capability"][0], entry["capability"][1]),
             source=entry["source"],
             derived=entry.get("derived", False),
+            shares_host=entry.get("shares_host", False),
         )
         for entry in json.loads(TABLE.read_text(encoding="utf-8"))
     )

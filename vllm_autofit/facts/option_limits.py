@@ -82,9 +82,9 @@ def _wrong_number(name: str, kind: str, value: float) -> str:
         return "" if 0 < value <= 1 else f"{value} is not a share of the device's memory, above 0 and at most 1"
     if kind == "context":
         auto = value == AUTO_CONTEXT
-        return "" if auto or TOKENS.holds(value) else f"{value} is not {TOKENS.text}, or auto"
+        return "" if auto or TOKENS.holds(value) else f"{value} is not within {TOKENS.text}, or auto"
     allowed = RANGES.get(name, ANY)
-    return "" if allowed.holds(value) else f"{value} is not {allowed.text}"
+    return "" if allowed.holds(value) else f"{value} is not within {allowed.text}"
 
 
 # What is inside JSON
@@ -110,7 +110,7 @@ def _compilation(value: object) -> str:
         return f"cudagraph_capture_sizes: {sizes!r} is not a list"
     wrong = next((size for size in sizes or () if not _is_within(size, SEQUENCES)), None)
     if wrong is not None:
-        return f"cudagraph_capture_sizes: {wrong!r} is not a whole number, {SEQUENCES.text}"
+        return f"cudagraph_capture_sizes: {wrong!r} is not a whole number within {SEQUENCES.text}"
     return _wrong_part(value, "max_cudagraph_capture_size", RANGES["max_cudagraph_capture_size"])
 
 
@@ -131,7 +131,7 @@ def _wrong_part(content: Mapping[str, object], name: str, allowed: Range) -> str
     value = content.get(name)
     if value is None or _is_within(value, allowed):
         return ""
-    return f"{name}: {value!r} is not a whole number, {allowed.text}"
+    return f"{name}: {value!r} is not a whole number within {allowed.text}"
 
 
 def _is_within(value: object, allowed: Range) -> bool:

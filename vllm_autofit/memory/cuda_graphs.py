@@ -91,17 +91,19 @@ def capture_sizes(deployment: Deployment) -> tuple[int, ...]:
     blackwell = version >= LARGER_SINCE and (deployment.compute_capability or (0, 0))[0] == 10
     ceiling = LARGEST_SIZE_BLACKWELL if blackwell else LARGEST_SIZE
     largest = min(deployment.max_num_seqs * 2 * decode, ceiling)
-    sizes = set(_grid(min(largest, tokens), version))
+    sizes = set(capture_grid(min(largest, tokens), version))
     if version >= BATCH_TOO_SINCE and tokens <= largest:
         sizes.add(tokens)
     if version >= DECODE_SIZES_SINCE:
-        requests = {*_grid(min(deployment.max_num_seqs, ceiling), version), min(deployment.max_num_seqs, ceiling)}
+        most = min(deployment.max_num_seqs, ceiling)
+        requests = {*capture_grid(most, version), most}
         counts = requests if decode > 1 else {deployment.max_num_seqs}
         sizes |= {count * decode for count in counts if count * decode <= min(largest, tokens)}
     return tuple(sorted(sizes))
 
 
-def _grid(largest: int, version: tuple[int, int]) -> list[int]:
+def capture_grid(largest: int, version: tuple[int, int]) -> list[int]:
+    """vLLM's own sizes up to ``largest``."""
     step = 16 if version >= SPACED_SINCE else 8
     sizes = [1, 2, 4, *range(8, min(largest + 1, 256), 8), *range(256, largest + 1, step)]
     return [size for size in sizes if size <= largest]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.deployment import Deployment, GraphMode, Speculation
+from vllm_autofit.memory.cuda_graphs import capture_grid
 from vllm_autofit.memory.overhead import GIB
 from vllm_autofit.units import MOST_BYTES, MOST_SEQUENCES
 from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, Request
@@ -106,7 +107,7 @@ def deployment_of(
         expert_parallel=bool(knobs.get("enable_expert_parallel")),
         enforce_eager=bool(request.values.get("enforce_eager")),
         graph_mode=_graph_mode(compilation),
-        graph_sizes=_graph_sizes(compilation, batched),
+        graph_sizes=_graph_sizes(compilation, batched, version),
         prefix_caching=knobs.get("enable_prefix_caching") is not False,
         chunked_prefill=knobs.get("enable_chunked_prefill") is not False,
         hybrid_kv_cache_manager=not knobs.get("disable_hybrid_kv_cache_manager"),
@@ -182,7 +183,7 @@ def _graph_mode(compilation: Mapping[str, object]) -> GraphMode | None:
     return _GRAPH_MODES.get(str(mode).rpartition(".")[2].lower()) if mode is not None else None
 
 
-def _graph_sizes(compilation: Mapping[str, object], batched: int) -> tuple[int, ...] | None:
+def _graph_sizes(compilation: Mapping[str, object], batched: int, version: Version) -> tuple[int, ...] | None:
     """As asked for; vLLM captures none that is larger than a batch."""
     sizes = compilation.get("cudagraph_capture_sizes")
     if isinstance(sizes, list | tuple) and all(str(size).isdecimal() for size in sizes):
@@ -191,7 +192,7 @@ def _graph_sizes(compilation: Mapping[str, object], batched: int) -> tuple[int, 
     if largest is None:
         return None
     largest = min(largest, batched, MOST_SEQUENCES)
-    return tuple(size for size in (1, 2, 4, *range(8, largest + 1, 8)) if size <= largest)
+    return tuple(capture_grid(largest, version))
 
 
 def _given(knobs: Mapping[str, object], names: tuple[str, ...]) -> dict[str, object]:

@@ -94,6 +94,7 @@ def make_plan(
         estimated=True,
         kv=weighing.kv,
         shortfall_bytes=weighing.shortfall_bytes,
+        refusals=weighing.refusals,
         remedies=weighing.remedies,
         concessions=weighing.concessions,
         confidence=weighing.confidence,

@@ -71,6 +71,9 @@ PREDICTS = (
 )
 """How model types begin for which vLLM has prediction layers (``MTPModelTypes``); some configs don't count them."""
 
+LAST_READ = (0, 33)
+"""A later vLLM may know more names than the lists here."""
+
 BLOCKS_REFINED_SINCE = (0, 29)
 """``refine_fp8_moe_block_shape``: smaller blocks of experts where the checkpoint's can't be divided; not in 0.28."""
 LEAST_REFINED_BLOCK = 32
@@ -108,7 +111,7 @@ def _heads(facts: ModelFacts, deployment: Deployment) -> str | None:
 def _kv_heads(facts: ModelFacts, deployment: Deployment) -> str | None:
     """``layers/linear.py`` ``QKVParallelLinear``: KV heads are divided among ranks, or each copied to as many."""
     ranks = deployment.tensor_parallel
-    plain = (each.kv_heads for each in _attentions(facts) if each.latent is None)
+    plain = (each.kv_heads for each in _attentions(facts) if each.latent is None and not each.heads % ranks)
     heads = next((heads for heads in plain if heads % ranks and ranks % heads), None)
     if heads is None:
         return None
@@ -181,7 +184,7 @@ def _quantization_name(facts: ModelFacts, deployment: Deployment) -> str | None:
     """``ModelConfig._verify_quantization``: a name of no version, or one that this version has dropped."""
     asked = (deployment.quantization or "").lower()
     named = asked or (facts.quantization.method if facts.quantization is not None else "")
-    if asked and asked not in METHODS:
+    if asked and asked not in METHODS and deployment.vllm <= LAST_READ:
         return f"quantization {asked!r} is no method of vLLM's: check the spelling, or leave it out"
     if named in GONE_SINCE and deployment.vllm >= GONE_SINCE[named]:
         major, minor = deployment.vllm
@@ -251,7 +254,7 @@ def _bfloat16(_facts: ModelFacts, deployment: Deployment) -> str | None:
 
 def _cache_dtype(_facts: ModelFacts, deployment: Deployment) -> str | None:
     """``CacheConfig.cache_dtype``, a closed list of names."""
-    if deployment.kv_cache_dtype in CACHE_DTYPES:
+    if deployment.kv_cache_dtype in CACHE_DTYPES or deployment.vllm > LAST_READ:
         return None
     return f"kv_cache_dtype {deployment.kv_cache_dtype!r} is none that vLLM knows: use auto, fp8 or bfloat16"
 
@@ -291,7 +294,7 @@ def _speculation(facts: ModelFacts, deployment: Deployment) -> str | None:
         return f"num_speculative_tokens is {asked.tokens}, and vLLM expects at least 1: raise it"
     if asked.method != "mtp" or asked.model is not None:
         return None
-    if facts.drafter is None and not facts.model_type.startswith(PREDICTS):
+    if facts.drafter is None and not facts.model_type.startswith(PREDICTS) and deployment.vllm <= LAST_READ:
         return "speculative method mtp needs prediction layers, and this model has none: use ngram or a draft model"
     count = facts.drafter.layers if facts.drafter is not None and not facts.model_type.startswith("mimo") else 1
     if asked.tokens <= count or asked.tokens % count == 0:

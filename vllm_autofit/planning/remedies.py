@@ -10,7 +10,7 @@ from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
 from vllm_autofit.memory.overhead import CUDA_COMMUNICATION_BYTES, GIB, MIB
 from vllm_autofit.planning.concessions import Wish, sequences
-from vllm_autofit.planning.fit import Fit
+from vllm_autofit.planning.fit import Fit, Room
 from vllm_autofit.values import DeviceFacts, Remedy
 
 Weigh = Callable[[Deployment], Fit]
@@ -38,7 +38,7 @@ class _Remedy:
 
 
 def remedies_for(
-    weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts, device: DeviceFacts, asked_room: int
+    weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts, device: DeviceFacts, room: Room
 ) -> tuple[Remedy, ...]:
     """Remedies for a deployment that doesn't fit, or only just: first those that cure it alone, then by what they gain.
 
@@ -48,22 +48,20 @@ def remedies_for(
         wish: what must fit.
         facts: the model.
         device: the tightest device.
-        asked_room: bytes of a rank that the user's own utilisation leaves beyond the headroom, negative where it asks
-            for more than is free; 0 where the utilisation is ours.
+        room: what a rank may take of it.
     """
-    if asked_room < 0 and not fit.shortfall(wish.least_context):
-        found = [*_more_of_the_device(fit, wish, asked_room)]
-        return tuple(Remedy(remedy.change, remedy.gained * device.ranks, remedy.flag) for remedy in found)
-    found = [
-        *_own_settings(weigh, fit, wish),
-        *_others_memory(fit, wish, device),
-        *_quantised_weights(weigh, fit, wish, facts),
-        *_more_devices(weigh, fit, wish, facts),
-        *_offload(fit, wish),
-    ]
-    if asked_room < 0:  # whatever else is changed, vLLM's check at start still fails
-        found = [replace(remedy, cures=False) for remedy in found]
-    found = [*_more_of_the_device(fit, wish, asked_room), *found]
+    asks_too_much = room.share_is_fixed and room.beside_bytes < 0
+    found = [*_another_share(fit, wish, room)]
+    if not asks_too_much or fit.shortfall(wish.least_context):
+        others = [
+            *_own_settings(weigh, fit, wish),
+            *_others_memory(fit, wish, device),
+            *_quantised_weights(weigh, fit, wish, facts),
+            *_more_devices(weigh, fit, wish, facts, room),
+            *_offload(fit, wish),
+        ]
+        # Whatever else is changed, vLLM's check at start still fails.
+        found += [replace(remedy, cures=False) for remedy in others] if asks_too_much else others
     useful = [remedy for remedy in found if remedy.gained > 0]
     # Stable: among those that cure, the order above stands, from what costs least to what costs most.
     cures = [remedy for remedy in useful if remedy.cures]
@@ -89,12 +87,23 @@ def _freed(change: str, flag: str | None, gained: int, fit: Fit, wish: Wish) -> 
     return _Remedy(change, flag, gained, cures=gained >= fit.shortfall(wish.least_context))
 
 
-def _more_of_the_device(fit: Fit, wish: Wish, asked_room: int) -> Iterator[_Remedy]:
-    if asked_room > 0:
-        yield _freed("ask for all that is free: leave gpu_memory_utilization unset", None, asked_room, fit, wish)
-    elif asked_room < 0:
-        enough = fit.kv_bytes + asked_room >= fit.needs(wish.least_context)
-        yield _Remedy("ask for no more than is free: leave gpu_memory_utilization unset", None, -asked_room, enough)
+def _smaller(change: str, flag: str | None, gained: int, fit: Fit, wish: Wish) -> _Remedy:
+    """Less inside of what vLLM asks for: no help where something finds no room beside it."""
+    remedy = _freed(change, flag, gained, fit, wish)
+    return replace(remedy, cures=remedy.cures and not fit.missing_bytes)
+
+
+def _another_share(fit: Fit, wish: Wish, room: Room) -> Iterator[_Remedy]:
+    """Where the user fixed the utilisation: what ours would be more, or less."""
+    if not room.share_is_fixed:
+        return
+    beside = room.beside_bytes
+    if beside < 0:
+        enough = fit.kv_bytes + beside >= fit.needs(wish.least_context)
+        yield _Remedy("ask for no more than is free: leave gpu_memory_utilization unset", None, -beside, enough)
+    elif beside > room.headroom_bytes:
+        change = "ask for all that is free: leave gpu_memory_utilization unset"
+        yield _freed(change, None, beside - room.headroom_bytes, fit, wish)
 
 
 def _own_settings(weigh: Weigh, fit: Fit, wish: Wish) -> Iterator[_Remedy]:
@@ -144,18 +153,21 @@ def _quantised_weights(weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts) ->
         new = weigh(replace(now, quantization="fp8"))
         yield _compared("weights in fp8, quantised while loading", "--quantization fp8", new, fit, wish)
     # A 4-bit checkpoint keeps embeddings and scales as they are: some 30 % of the 16-bit bytes in published ones.
-    yield _freed("a 4-bit checkpoint of this model (AWQ, GPTQ or NVFP4)", None, round(weights * 0.7), fit, wish)
+    yield _smaller("a 4-bit checkpoint of this model (AWQ, GPTQ or NVFP4)", None, round(weights * 0.7), fit, wish)
 
 
-def _more_devices(weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts) -> Iterator[_Remedy]:
+def _more_devices(weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts, room: Room) -> Iterator[_Remedy]:
     """Tensor parallel sizes that cut heads and vocabulary evenly, up to the first that cures."""
+    # Ranks that talk take more before vLLM looks, which a room for one rank doesn't know.
+    talking = CUDA_COMMUNICATION_BYTES if fit.deployment.world == 1 else 0
+    check_fails = room.share_is_fixed and room.beside_bytes < talking
     now = fit.deployment
     size = 2 * now.tensor_parallel
     while size <= LARGEST_TENSOR_PARALLEL and now.device != "cpu":
         if _divides(facts, size):
             new = weigh(replace(now, tensor_parallel=size))
-            if now.world == 1:  # ranks that talk take more before vLLM looks, which the room doesn't know
-                new = replace(new, kv_bytes=new.kv_bytes - CUDA_COMMUNICATION_BYTES)
+            if check_fails or not room.share_is_fixed:
+                new = replace(new, kv_bytes=new.kv_bytes - talking, missing_bytes=talking * check_fails)
             remedy = _compared(
                 f"{size * now.pipeline_parallel} devices, each with its part of every layer",
                 f"--tensor-parallel-size {size}",
@@ -184,6 +196,6 @@ def _offload(fit: Fit, wish: Wish) -> Iterator[_Remedy]:
     missing = fit.shortfall(wish.least_context)
     whole = -(-(missing + fit.error_bytes) // GIB)
     if fit.deployment.device != "cpu" and 0 < whole * GIB < fit.demand.weights.bytes:
-        yield _freed(
+        yield _smaller(
             f"{whole} GiB of the weights in host memory (slow)", f"--cpu-offload-gb {whole}", whole * GIB, fit, wish
         )

@@ -17,6 +17,7 @@ from vllm_autofit.planning.defaults import Usage, Version, deployment_of
 from vllm_autofit.planning.fit import LEAST_SPARE_BYTES, Fit, Room, weigh
 from vllm_autofit.planning.fp8 import fp8_kv_cache
 from vllm_autofit.planning.policy import POLICIES, Step
+from vllm_autofit.planning.refusals import refusals
 from vllm_autofit.planning.remedies import remedies_for
 from vllm_autofit.values import (
     AUTO_CONTEXT,
@@ -57,6 +58,7 @@ class Weighing:
     changed: Mapping[str, tuple[FieldValue, str]]
     """Other fields that were given up or capped: value and reason."""
     shortfall_bytes: int
+    refusals: tuple[str, ...]
     remedies: tuple[Remedy, ...]
     concessions: tuple[Concession, ...]
     confidence: Confidence
@@ -102,7 +104,9 @@ def weigh_model(
     fixed_pool = start.kv_cache_memory_bytes is not None or start.blocks_override is not None
     check_bytes = 0 if fixed_pool else max(0, -room.beside_bytes)
     shortfall = budget.ranks * (fit.shortfall(wish.least_context) + check_bytes)
-    hopeless = fit.is_hopeless(wish.least_context)  # then what was given up is in vain, and nothing is filled in
+    refused = refusals(facts, start, context_is_the_users=_context_may_be_refused(request, wish, facts))
+    # Then what was given up is in vain, and nothing is filled in.
+    hopeless = bool(refused) or fit.is_hopeless(wish.least_context)
     return Weighing(
         budget=_filled(budget, fit),
         share_is_fixed=room.share_is_fixed,
@@ -113,16 +117,19 @@ def weigh_model(
         context_is_bounded=policy.full_requests > 1 and outcome.context < wish.context and outcome.reached,
         changed={} if hopeless else _changed(start, fit, capped),
         shortfall_bytes=shortfall,
-        remedies=()
-        if outcome.reached and not shortfall
-        else remedies_for(weighed, fit, wish, facts, device, _spare(room, budget)),
+        refusals=refused,
+        remedies=() if outcome.reached and not shortfall else remedies_for(weighed, fit, wish, facts, device, room),
         concessions=()
         if hopeless
         else tuple(
             replace(conceded, bought_bytes=conceded.bought_bytes * budget.ranks) for conceded in outcome.conceded
         ),
         confidence=_confidence(fit, budget),
-        warnings=(*model.notes, *_warnings(request, facts, fit, outcome, wish, budget, room, check_bytes)),
+        warnings=(
+            *model.notes,
+            *(f"vLLM is expected to refuse this: {reason}" for reason in refused),
+            *_warnings(request, facts, fit, outcome, wish, budget, room, check_bytes),
+        ),
     )
 
 
@@ -133,22 +140,15 @@ def _room(request: Request, budget: Budget) -> Room:
     fixed = name in request.set_by_user or request.utilization_left_to_vllm is not None
     if fixed and isinstance(share, int | float):
         asked = math.ceil(budget.total_bytes * share)
-        return Room(asked, free - asked, share_is_fixed=True)
+    else:
+        asked, fixed = budget.asked_bytes, False
     return Room(
-        budget.asked_bytes,
-        free - budget.asked_bytes,
-        share_is_fixed=False,
+        asked,
+        free - asked,
+        share_is_fixed=fixed,
         headroom_bytes=budget.headroom_bytes // budget.ranks,
         headroom_is_fixed=budget.headroom_source == "user",
     )
-
-
-def _spare(room: Room, budget: Budget) -> int:
-    """Of a rank: what a share of the user's leaves beyond the headroom, negative where it is more than is free."""
-    if not room.share_is_fixed:
-        return 0
-    headroom = budget.headroom_bytes // budget.ranks
-    return max(0, room.beside_bytes - headroom) if room.beside_bytes >= 0 else room.beside_bytes
 
 
 def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) -> Wish:
@@ -163,6 +163,13 @@ def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) 
         open=frozenset(left_open),
         fp8=fp8_kv_cache(facts, start),
     )
+
+
+def _context_may_be_refused(request: Request, wish: Wish, facts: ModelFacts) -> bool:
+    """Whether the context is the user's, and the model's own is known well enough to compare it with."""
+    allowed = str(request.knobs.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) not in ("", "0")
+    guessed = any("max_position_embeddings" in note for note in facts.notes)
+    return "context" not in wish.open and not allowed and not guessed
 
 
 def _capped(fit: Fit, weigh: Weigh, wish: Wish) -> tuple[Fit, bool]:

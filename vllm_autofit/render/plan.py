@@ -67,6 +67,8 @@ def _verdict(answer: Answer) -> str:
     plan = answer.plan
     if answer.fits is None:
         return "NOT KNOWN whether it fits: the model isn't understood. The settings below look at the device alone."
+    if answer.plan.refusals:
+        return "vLLM WOULD REFUSE THIS, whatever memory there is: see the warnings."
     if not answer.fits:
         missing = f", {plan.shortfall_bytes / GIB:.2f} GiB short on each device" if plan.shortfall_bytes else ""
         return f"DOES NOT FIT{missing}."
