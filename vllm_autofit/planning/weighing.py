@@ -105,8 +105,12 @@ def weigh_model(
     check_bytes = 0 if fixed_pool else max(0, -room.beside_bytes)
     shortfall = budget.ranks * (fit.shortfall(wish.least_context) + check_bytes)
     refused = refusals(facts, start, context_is_the_users=_context_may_be_refused(request, wish, facts))
-    # Then what was given up is in vain, and nothing is filled in.
-    hopeless = bool(refused) or fit.is_hopeless(wish.least_context)
+    remedies: tuple[Remedy, ...] = ()
+    if not refused and (shortfall or not outcome.reached):  # a refusal names its own remedy
+        remedies = remedies_for(weighed, fit, wish, facts, device, room)
+    # What was given up in vain isn't filled in.
+    in_vain = bool(refused) or fit.is_hopeless(wish.least_context)
+    conceded = () if in_vain else outcome.conceded
     return Weighing(
         budget=_filled(budget, fit),
         share_is_fixed=room.share_is_fixed,
@@ -115,15 +119,11 @@ def weigh_model(
         context_why=_context_why(outcome, wish),
         context_is_conceded=outcome.context < wish.context,
         context_is_bounded=policy.full_requests > 1 and outcome.context < wish.context and outcome.reached,
-        changed={} if hopeless else _changed(start, fit, capped),
+        changed={} if in_vain else _changed(start, fit, capped),
         shortfall_bytes=shortfall,
         refusals=refused,
-        remedies=() if outcome.reached and not shortfall else remedies_for(weighed, fit, wish, facts, device, room),
-        concessions=()
-        if hopeless
-        else tuple(
-            replace(conceded, bought_bytes=conceded.bought_bytes * budget.ranks) for conceded in outcome.conceded
-        ),
+        remedies=remedies,
+        concessions=tuple(replace(each, bought_bytes=each.bought_bytes * budget.ranks) for each in conceded),
         confidence=_confidence(fit, budget),
         warnings=(
             *model.notes,
