@@ -111,7 +111,7 @@ def test_a_context_that_does_not_fit_is_lowered_by_vllm_and_said(
     monkeypatch.setenv("VLLM_AUTOFIT_MIN_CONTEXT", "16K")
     text = start(tiny_model, kv_cache_memory_bytes=16 * 2**20)
     assert records(os.environ)[0]["engines"][0]["max_model_len"] < 8192
-    foreseen, seen = our_warnings(text)
+    foreseen, *_help, seen = our_warnings(text)
     assert "does not fit by the estimate: 0.02 GiB short for a context of 16,384" in foreseen
     assert "under VLLM_AUTOFIT_MIN_CONTEXT=16384" in seen
 

@@ -142,7 +142,8 @@ def _warnings() -> list[str]:
     """All that we printed but the plan's own words. Before vLLM sets its logging up, warnings are bare."""
     ours = [line for line in printed().splitlines() if "vllm-autofit" in line and " INFO " not in line]
     # Where it can't be told what the user set, vLLM's default is taken for theirs, and is too much for a busy machine.
-    return [line for line in ours if "more than will be free when vLLM checks" not in line]
+    about_the_plan = ("more than will be free when vLLM checks", "what would help")
+    return [line for line in ours if not any(words in line for words in about_the_plan)]
 
 
 def _needs(target: str, reached: set[str]) -> None:
