@@ -280,6 +280,12 @@ def test_a_kv_cache_of_the_users_size_that_the_device_has_no_room_for() -> None:
     assert plan.shortfall_bytes > 100 * GIB
 
 
+def test_only_the_cpu_backend_leaves_its_check_out_for_a_kv_cache_of_the_users_size() -> None:
+    fields: dict[str, FieldValue] = {"gpu_memory_utilization": 0.999}
+    assert not plan_for(fields=fields, kv_cache_memory_bytes=GIB).fits
+    assert plan_for(llama(layers=2), host(32, 20), fields=fields, kv_cache_memory_bytes=GIB).fits
+
+
 def test_a_number_of_blocks_of_the_users_counts() -> None:
     few = plan_for(fields={"max_model_len": 131072}, num_gpu_blocks_override=100)
     assert not few.fits

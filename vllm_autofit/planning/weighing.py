@@ -101,8 +101,9 @@ def weigh_model(
     policy = POLICIES[rules.policy]
     outcome = concede(start, weighed, wish, policy)
     fit, capped = _capped(outcome.fit, weighed, wish)
-    fixed_pool = start.kv_cache_memory_bytes is not None or start.blocks_override is not None
-    check_bytes = 0 if fixed_pool else max(0, -room.beside_bytes)
+    # Only the CPU worker leaves its check out when the size of the KV cache is given (v1/worker/cpu_worker.py).
+    unchecked = device.kind == "cpu" and start.kv_cache_memory_bytes is not None
+    check_bytes = 0 if unchecked else max(0, -room.beside_bytes)
     shortfall = budget.ranks * (fit.shortfall(wish.least_context) + check_bytes)
     refused = refusals(facts, start, context_is_the_users=_context_may_be_refused(request, wish, facts))
     remedies: tuple[Remedy, ...] = ()
