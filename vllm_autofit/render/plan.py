@@ -92,7 +92,8 @@ def _budget(answer: Answer) -> Iterator[str]:
     names = {**TERMS, **(ON_THE_HOST if answer.devices[0].kind == "cpu" else {})}
     each = "each device" if len(answer.devices) > 1 else "the device"
     tightest = " (the tightest)" if len({device.free_bytes for device in answer.devices}) > 1 else ""
-    yield f"Where the memory of {each}{tightest} goes, in GiB"
+    how = "would go with all given up that helps" if answer.plan.shortfall_bytes else "goes"
+    yield f"Where the memory of {each}{tightest} {how}, in GiB"
     for key, name in names.items():
         size = terms[key]
         if size is not None:
