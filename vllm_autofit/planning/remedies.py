@@ -10,7 +10,7 @@ from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
 from vllm_autofit.memory.overhead import CUDA_COMMUNICATION_BYTES, GIB, MIB
 from vllm_autofit.planning.concessions import Wish, sequences
-from vllm_autofit.planning.fit import Fit, Room
+from vllm_autofit.planning.fit import LEAST_SPARE_BYTES, Fit, Room
 from vllm_autofit.values import DeviceFacts, Remedy
 
 Weigh = Callable[[Deployment], Fit]
@@ -94,8 +94,11 @@ def _smaller(change: str, flag: str | None, gained: int, fit: Fit, wish: Wish) -
 
 
 def _another_share(fit: Fit, wish: Wish, room: Room) -> Iterator[_Remedy]:
-    """Where the user fixed the utilisation: what ours would be more, or less."""
+    """What another utilisation, or another headroom, than the user's would give."""
     if not room.share_is_fixed:
+        if room.headroom_is_fixed and room.headroom_bytes > LEAST_SPARE_BYTES:
+            change = f"keep less free than the {room.headroom_bytes / GIB:.2f} GiB of VLLM_AUTOFIT_HEADROOM"
+            yield _freed(change, None, room.headroom_bytes - LEAST_SPARE_BYTES, fit, wish)
         return
     beside = room.beside_bytes
     if beside < 0:
