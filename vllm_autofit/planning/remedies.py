@@ -97,7 +97,7 @@ def _another_share(fit: Fit, wish: Wish, room: Room) -> Iterator[_Remedy]:
     """What another utilisation, or another headroom, than the user's would give."""
     if not room.share_is_fixed:
         if room.headroom_is_fixed and room.headroom_bytes > LEAST_SPARE_BYTES:
-            change = f"keep less free than the {room.headroom_bytes / GIB:.2f} GiB of VLLM_AUTOFIT_HEADROOM"
+            change = "keep less free than VLLM_AUTOFIT_HEADROOM asks for"
             yield _freed(change, None, room.headroom_bytes - LEAST_SPARE_BYTES, fit, wish)
         return
     beside = room.beside_bytes
