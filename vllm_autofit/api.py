@@ -18,16 +18,15 @@ from vllm_autofit import FIELDS
 from vllm_autofit.answer import Answer
 from vllm_autofit.errors import DeviceError, FlagError
 from vllm_autofit.facts.catalogue import find_device
-from vllm_autofit.facts.checkpoint import read_model
+from vllm_autofit.facts.checkpoint import draft_of, read_model
 from vllm_autofit.facts.config import load_config
 from vllm_autofit.facts.devices import host_memory, nvidia_devices
 from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
 from vllm_autofit.facts.serve_options import check_fields, known_options
-from vllm_autofit.memory.overhead import GIB
 from vllm_autofit.planning.defaults import LARGER_SHARE_SINCE, NEWEST, OLDEST, Usage, Version, parsed_version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.settings import POLICIES, Settings, read_settings
-from vllm_autofit.units import MOST_BYTES, MOST_RANKS
+from vllm_autofit.units import GIB, MOST_BYTES, MOST_RANKS
 from vllm_autofit.values import DeviceFacts, FieldValue, Lessons, Model, Plan, Request
 
 BLOCK_STEP = 16
@@ -186,14 +185,11 @@ def _request(
 def _model(name: str, options: Mapping[str, object]) -> Model:
     revision, overrides = options.get("revision"), options.get("hf_overrides")
     wanted = None if revision is None else str(revision)
-    speculation = options.get("speculative_config")
-    draft = speculation.get("model") if isinstance(speculation, Mapping) else None
     return read_model(
         name,
         wanted,
         config=_overridden(load_config(name, wanted), overrides) if isinstance(overrides, Mapping) else None,
-        # A model that drafts for itself is not a second checkpoint.
-        draft=draft if isinstance(draft, str) and draft != name else None,
+        draft=draft_of(name, options.get("speculative_config")),
     )
 
 

@@ -28,7 +28,6 @@ class Deployment:
     """Major and minor version."""
     device: Literal["cuda", "rocm", "xpu", "cpu"] = "cuda"
     device_name: str = ""
-    device_total_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
     cpu_features: frozenset[str] = frozenset()
     """Of the host, as its flags in ``/proc/cpuinfo`` name them, where vLLM's CPU backend runs on it: ``avx512_bf16``
@@ -67,7 +66,6 @@ class Deployment:
     """Weights kept in host memory."""
     kv_offload_bytes: int = 0
     """KV cache kept in host memory; takes none of the device."""
-    sleep_mode: bool = False
     lora_adapters: int = 0
     """``max_loras`` where LoRA is on, else 0."""
     lora_rank: int = 16
@@ -80,6 +78,11 @@ class Deployment:
     """Whether engine core and workers are processes of their own."""
     estimate_graphs: bool | None = None
     """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS where set; None: what this vLLM does."""
+
+    @property
+    def element_bytes(self) -> int:
+        """Of one activation, and of one weight that isn't quantised."""
+        return 4 if self.dtype in ("float32", "float") else 2
 
     @property
     def world(self) -> int:

@@ -1,8 +1,11 @@
-"""Numbers as people type them, tokens and sizes, and how large a number may be that still means something."""
+"""Units, numbers as people type them, and how large a number may be that still means something."""
 
 from __future__ import annotations
 
 import re
+
+MIB = 2**20
+GIB = 2**30
 
 MOST_BYTES = 2**50
 MOST_TOKENS = 2**40
@@ -11,7 +14,7 @@ MOST_SEQUENCES = 2**20
 MOST_RANKS = 4096
 """Of one deployment, all nodes together."""
 
-_UNITS = {"": 2**30, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_UNITS = {"": GIB, "b": 1, "k": 2**10, "m": MIB, "g": GIB, "t": 2**40}
 
 
 def tokens(text: str, most: int = MOST_TOKENS) -> int:

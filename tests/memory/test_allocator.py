@@ -6,9 +6,10 @@ import pytest
 
 from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts, Tensor
 from vllm_autofit.deployment import Deployment
-from vllm_autofit.memory.allocator import MIB, allocated_bytes
+from vllm_autofit.memory.allocator import allocated_bytes
 from vllm_autofit.memory.checkpoint import tensors_from_facts
 from vllm_autofit.memory.weights import rank_weights
+from vllm_autofit.units import MIB
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_autofit.errors import UnknownDeviceError
+from vllm_autofit.units import GIB
 
 TABLE = Path(__file__).with_name("catalogue.json")
-GIB = 2**30
 
 SAYS_NOTHING = frozenset({
     "nvidia", "geforce", "tesla", "quadro", "rtx", "gpu", "graphics", "card", "generation", "edition", "ac",

@@ -13,6 +13,12 @@ from vllm_autofit.values import Model
 NO_NETWORK = {"HF_HUB_OFFLINE": "1"}
 
 
+def draft_of(model: str, speculation: object) -> str | None:
+    """The checkpoint that a ``speculative_config`` names, None where a model drafts for itself or nothing does."""
+    draft = speculation.get("model") if isinstance(speculation, Mapping) else None
+    return draft if isinstance(draft, str) and draft != model else None
+
+
 def read_model(
     name: str,
     revision: str | None = None,

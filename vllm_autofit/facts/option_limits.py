@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_autofit.units import MOST_BYTES, MOST_RANKS, MOST_SEQUENCES, MOST_TOKENS
+from vllm_autofit.units import GIB, MOST_BYTES, MOST_RANKS, MOST_SEQUENCES, MOST_TOKENS
 from vllm_autofit.values import AUTO_CONTEXT
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vllm_autofit.errors import AutofitError
-from vllm_autofit.facts.checkpoint import read_model
+from vllm_autofit.facts.checkpoint import draft_of, read_model
 from vllm_autofit.facts.config import config_place, load_config
 from vllm_autofit.hooks.guard import logger
 from vllm_autofit.values import Model, Request
@@ -21,8 +20,6 @@ def model_of(engine_args: Any, request: Request) -> Model | None:
     the config itself in a moment and explains better what is wrong with one that it can't read, so trouble with it is
     left to vLLM.
     """
-    speculation = request.knobs.get("speculative_config")
-    draft = speculation.get("model") if isinstance(speculation, Mapping) else None
     place = getattr(engine_args, "hf_config_path", None) or request.model
     revision = getattr(engine_args, "revision", None)
     try:
@@ -31,7 +28,7 @@ def model_of(engine_args: Any, request: Request) -> Model | None:
             request.model,
             revision,
             config=_vllm_config(engine_args, folder) or load_config(str(folder)),
-            draft=draft if isinstance(draft, str) and draft != request.model else None,
+            draft=draft_of(request.model, request.knobs.get("speculative_config")),
             hub=False,
         )
     except AutofitError as error:

@@ -12,8 +12,7 @@ from vllm_autofit.architecture import Attention, Dense, Experts, Layer, ModelFac
 from vllm_autofit.demand import Term
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory.runner import uses_second_runner
-
-MIB = 2**20
+from vllm_autofit.units import MIB
 
 LOGIT_BYTES_SORTED = 38
 """vLLM 0.8 to 0.16, CUDA: logits as computed 2, as float32 4, sorted values 4 and indices 8, and inside torch's sort
@@ -104,7 +103,7 @@ def sampler_bytes(facts: ModelFacts, deployment: Deployment) -> int:
     """Sampling from ``max_num_seqs`` rows of logits, the hidden states of the forward pass still being held."""
     tokens = deployment.max_num_batched_tokens
     rows = min(deployment.max_num_seqs, tokens)
-    hidden = facts.hidden_size * _element(deployment)
+    hidden = facts.hidden_size * deployment.element_bytes
     if facts.runner == "pooling":
         return tokens * hidden + rows * facts.hidden_size * 4  # pooled in float32
     logits = rows * facts.vocabulary
@@ -152,10 +151,12 @@ def forward_bytes(facts: ModelFacts, deployment: Deployment) -> int:
     tokens = deployment.max_num_batched_tokens
     copies = HIDDEN_COPIES_SECOND_RUNNER if uses_second_runner(facts, deployment) else HIDDEN_COPIES
     width = copies * facts.hidden_size + max((_layer_width(layer, deployment) for layer in facts.layers), default=0)
-    total = tokens * width * _element(deployment)
+    total = tokens * width * deployment.element_bytes
     if deployment.vllm < WORKSPACE_KEPT_SINCE:
         total += expert_workspace_bytes(facts, deployment)
-    return max(total, tokens * facts.hidden_size * _element(deployment) + _context_expansion_bytes(facts, deployment))
+    return max(
+        total, tokens * facts.hidden_size * deployment.element_bytes + _context_expansion_bytes(facts, deployment)
+    )
 
 
 def expert_workspace_bytes(facts: ModelFacts, deployment: Deployment) -> int:
@@ -173,8 +174,8 @@ def _workspace(ffn: Dense | Experts | None, facts: ModelFacts, deployment: Deplo
     if deployment.expert_parallel:
         rows *= deployment.data_parallel
     if deployment.vllm < WORKSPACE_KEPT_SINCE:
-        return rows * (max(first, inside) + width) * _element(deployment)
-    return rows * (max(first, inside) + max(width, inside)) * _element(deployment)
+        return rows * (max(first, inside) + width) * deployment.element_bytes
+    return rows * (max(first, inside) + max(width, inside)) * deployment.element_bytes
 
 
 def _layer_width(layer: Layer, deployment: Deployment) -> int:
@@ -214,7 +215,7 @@ def _context_expansion_bytes(facts: ModelFacts, deployment: Deployment) -> int:
             widest = max(widest, layer.mixer.heads // deployment.tensor_parallel * width)
     block = deployment.block_size or 64
     rows = max(8 * deployment.max_model_len, 4 * deployment.max_num_seqs * block)
-    return min(rows, CONTEXT_WORKSPACE_TOKENS) * widest * _element(deployment)
+    return min(rows, CONTEXT_WORKSPACE_TOKENS) * widest * deployment.element_bytes
 
 
 def encoder_bytes(facts: ModelFacts, deployment: Deployment) -> tuple[int, int]:
@@ -230,8 +231,8 @@ def encoder_bytes(facts: ModelFacts, deployment: Deployment) -> tuple[int, int]:
     per_prompt = max(1, min(limits.get(tower.modality, 999), deployment.max_model_len // per_item))
     items = max(1, min(deployment.max_num_batched_tokens // per_item, deployment.max_num_seqs * per_prompt))
     tokens = items * per_item
-    output = tokens * tower.output_size * _element(deployment)
-    return tokens * tower.merge**2 * _tower_width(tower, deployment) * _element(deployment) + output, output
+    output = tokens * tower.output_size * deployment.element_bytes
+    return tokens * tower.merge**2 * _tower_width(tower, deployment) * deployment.element_bytes + output, output
 
 
 def _tower_width(tower: Tower, deployment: Deployment) -> int:
@@ -240,7 +241,3 @@ def _tower_width(tower: Tower, deployment: Deployment) -> int:
     ffn = (3 if tower.gated else 2) * tower.width // deployment.tensor_parallel
     attention = 7 * tower.hidden_size // deployment.tensor_parallel  # qkv, rotated queries and keys, output
     return pixels + 3 * tower.hidden_size + max(ffn, attention)
-
-
-def _element(deployment: Deployment) -> int:
-    return 4 if deployment.dtype == "float32" else 2

@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-MIB = 2**20
+from vllm_autofit.units import MIB
+
 ROUNDING = 512
 """Every request is rounded up to this (``kMinBlockSize``)."""
 SMALL = MIB

@@ -7,7 +7,6 @@ from typing import Any
 
 from vllm_autofit.architecture import Attention, Layer, ModelFacts, State
 from vllm_autofit.deployment import Deployment
-from vllm_autofit.memory.precision import DTYPE_BYTES
 from vllm_autofit.memory.sharding import stage_of_layers
 
 ATTENTION_SCALES = (4, 4, 4, 4)
@@ -83,7 +82,7 @@ def deepstack_bytes(facts: ModelFacts, deployment: Deployment) -> int:
     """
     if deployment.text_only or not facts.architecture.startswith(("Qwen3VL", "Qwen3Omni")):
         return 0
-    row = facts.hidden_size * DTYPE_BYTES.get(deployment.dtype, 2)
+    row = facts.hidden_size * deployment.element_bytes
     return DEEPSTACK_LEVELS * deployment.max_num_batched_tokens * row
 
 
@@ -100,7 +99,7 @@ def rotary_table(facts: ModelFacts, attention: Attention, deployment: Deployment
     parameters = own if own is not None else _parameters(facts.raw)
     rows = table_rows(parameters, facts, deployment)
     columns = _columns(facts, attention, parameters, own is not None)
-    itemsize = 4 if facts.model_type in FLOAT32_TABLES else DTYPE_BYTES.get(deployment.dtype, 2)
+    itemsize = 4 if facts.model_type in FLOAT32_TABLES else deployment.element_bytes
     settings = tuple(sorted((name, repr(value)) for name, value in parameters.items()))
     return rows * columns * itemsize, (attention.head_size, columns, rows, settings)
 
@@ -165,7 +164,7 @@ def _tower_tables(facts: ModelFacts, deployment: Deployment) -> list[int]:
     """Vision towers that merge patches (Qwen2-VL and later, GLM-4V) rotate half of each head."""
     if deployment.text_only:
         return []
-    itemsize = DTYPE_BYTES.get(deployment.dtype, 2)
+    itemsize = deployment.element_bytes
     return [
         DEFAULT_POSITIONS * (tower.hidden_size // tower.heads // 2) * itemsize
         for tower in facts.towers
@@ -179,7 +178,7 @@ def _tower_tables(facts: ModelFacts, deployment: Deployment) -> list[int]:
 def _multipliers(state: State, deployment: Deployment) -> int:
     """Falcon-H1 scales each output of its Mamba projection by a vector of the same width."""
     width = 2 * state.inner_size + 2 * state.groups * state.state_size + state.heads
-    return width // deployment.tensor_parallel * DTYPE_BYTES.get(deployment.dtype, 2)
+    return width // deployment.tensor_parallel * deployment.element_bytes
 
 
 def _whole(value: object) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.demand import Term
 from vllm_autofit.deployment import Deployment, GraphMode
-
-MIB = 2**20
+from vllm_autofit.units import MIB
 
 SUBTRACTED_SINCE = (0, 20)
 """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS is on by default in envs.py of 0.20.0 and off in 0.18 and 0.19. vLLM's own

@@ -45,26 +45,31 @@ class Estimator:
         online = deployment.quantization is not None and self.facts.quantization is None
         if not online or deployment.device == "cpu" or deployment.vllm >= QUANTISED_IN_PLACE_SINCE:
             return 0
-        return self.demand(replace(deployment, quantization=None)).weights.bytes
+        return self._loaded(replace(deployment, quantization=None)).bytes
 
     def demand(self, deployment: Deployment) -> Demand:
         """What the fullest rank of ``deployment`` takes."""
-        draft = None if self._model.draft is None or deployment.speculation is None else self._model.draft
-        loaded = replace(
-            deployment, max_num_seqs=1, max_num_batched_tokens=1, kv_cache_dtype="auto", enforce_eager=False
-        )
-        if loaded not in self._weights:
-            self._weights[loaded] = _weights(self._model, draft, loaded)
-        weights = self._weights[loaded]
-        if more := deepstack_bytes(self.facts, deployment):
-            weights = Term(weights.bytes + more, weights.error, weights.why)
+        draft = self._draft(deployment)
         return Demand(
-            weights=weights,
+            weights=self._loaded(deployment),
             activations=activation_peak(self.facts, deployment),
             cuda_graphs=cuda_graph_bytes(self.facts, deployment),
             non_torch=non_torch_bytes(self.facts, deployment),
             kv=kv_layout(self.facts, deployment, None if draft is None else draft.facts),
         )
+
+    def _loaded(self, deployment: Deployment) -> Term:
+        """The weights, which only few settings change."""
+        key = replace(deployment, max_num_seqs=1, max_num_batched_tokens=1, kv_cache_dtype="auto", enforce_eager=False)
+        if key not in self._weights:
+            self._weights[key] = _weights(self._model, self._draft(deployment), key)
+        term = self._weights[key]
+        more = deepstack_bytes(self.facts, deployment)
+        return Term(term.bytes + more, term.error, term.why) if more else term
+
+    def _draft(self, deployment: Deployment) -> Model | None:
+        """The checkpoint that drafts, where one does."""
+        return None if deployment.speculation is None else self._model.draft
 
 
 def _weights(model: Model, draft: Model | None, deployment: Deployment) -> Term:

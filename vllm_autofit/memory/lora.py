@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from vllm_autofit.architecture import Tensor
 from vllm_autofit.deployment import Deployment
-from vllm_autofit.memory.precision import DTYPE_BYTES
 from vllm_autofit.memory.sharding import Role
 
 
@@ -31,7 +30,7 @@ def adapter_bytes(tensor: Tensor, what: Role, share: float, deployment: Deployme
     else:
         outputs *= share
     elements = deployment.lora_adapters * deployment.lora_rank * experts * (inputs + outputs)
-    return round(elements * DTYPE_BYTES.get(deployment.dtype, 2))
+    return round(elements * deployment.element_bytes)
 
 
 def _sizes(shape: Sequence[int]) -> tuple[float, float, float]:

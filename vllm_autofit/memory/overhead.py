@@ -27,9 +27,7 @@ from vllm_autofit.memory.activations import (
     sampler_bytes,
 )
 from vllm_autofit.memory.runner import uses_second_runner
-
-MIB = 2**20
-GIB = 2**30
+from vllm_autofit.units import GIB, MIB
 
 CUDA_CONTEXT_BYTES = 650 * MIB
 """Total less free at vLLM's check on an otherwise idle device, published for vLLM 0.10 to 0.28: 0.60 GiB on H200,
@@ -133,7 +131,7 @@ def headroom(kind: Literal["cuda", "cpu"], total_bytes: int, policy: str) -> int
 def non_torch_bytes(facts: ModelFacts, deployment: Deployment) -> Term:
     """What a rank takes inside of what vLLM asks for, but outside of torch: kernels and communication buffers."""
     if deployment.device == "cpu":
-        head = facts.vocabulary * facts.hidden_size * (4 if deployment.dtype == "float32" else 2)
+        head = facts.vocabulary * facts.hidden_size * deployment.element_bytes
         copies = CPU_WORKER_HEAD_COPIES * head // deployment.tensor_parallel
         return Term(CPU_WORKER_BYTES + copies, CPU_WORKER_ERROR, "the worker process")
     major = (deployment.compute_capability or (9, 0))[0]

@@ -13,7 +13,6 @@ from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory.sharding import WHOLE_TOWERS, Role
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 FLOAT32_MODULES = frozenset({"A_log", "e_score_correction", "expert"})
 """Decays of states, and the biases ``e_score_correction_bias`` and ``expert_bias`` of routers."""
@@ -75,11 +74,11 @@ def dequantised_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment:
         return 0
     bits = facts.quantization.weight_bits if facts.quantization is not None else 8
     stored_bits = 16 if tensor.dtype in FLOAT_BYTES else bits
-    return round(tensor.bytes * 8 / stored_bits * DTYPE_BYTES.get(deployment.dtype, 2))
+    return round(tensor.bytes * 8 / stored_bits * deployment.element_bytes)
 
 
 def _float_bytes(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> int:
-    running = DTYPE_BYTES.get(deployment.dtype, 2)
+    running = deployment.element_bytes
     if what.module in FLOAT32_MODULES or what.parameter in FLOAT32_PARAMETERS:
         return 4
     if what.part == "task":

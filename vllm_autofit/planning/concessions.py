@@ -114,11 +114,11 @@ def _take_back(
         if _enough(without, wish, policy, fewer):
             fit, given = without, fewer
         elif step == "sequences":
-            fit = _most_sequences(start, fit, weigh, wish, policy, given)
+            fit = _more_sequences(start, fit, weigh, wish, policy, given)
     return fit, given
 
 
-def _most_sequences(
+def _more_sequences(
     start: Deployment, fit: Fit, weigh: Weigh, wish: Wish, policy: Policy, given: frozenset[Step]
 ) -> Fit:
     count = start.max_num_seqs // 2

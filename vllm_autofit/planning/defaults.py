@@ -13,8 +13,7 @@ from typing import Any, Literal
 from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.deployment import Deployment, GraphMode, Speculation
 from vllm_autofit.memory.cuda_graphs import capture_grid
-from vllm_autofit.memory.overhead import GIB
-from vllm_autofit.units import MOST_BYTES, MOST_SEQUENCES
+from vllm_autofit.units import GIB, MOST_BYTES, MOST_SEQUENCES
 from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, Request
 
 Version = tuple[int, int]
@@ -88,7 +87,6 @@ def deployment_of(
         vllm=version,
         device=device.kind,
         device_name=device.name,
-        device_total_bytes=device.total_bytes,
         compute_capability=device.compute_capability,
         cpu_features=frozenset(device.cpu_features),
         max_model_len=context,
@@ -119,7 +117,6 @@ def deployment_of(
         blocks_override=_number(knobs.get("num_gpu_blocks_override")),
         cpu_offload_bytes=_gib(knobs.get("cpu_offload_gb")),
         kv_offload_bytes=_gib(knobs.get("kv_offloading_size")),
-        sleep_mode=bool(knobs.get("enable_sleep_mode")),
         lora_adapters=_count(knobs, "max_loras") if knobs.get("enable_lora") else 0,
         lora_rank=_number(knobs.get("max_lora_rank")) or 16,
         speculation=_speculation(_mapping(knobs.get("speculative_config"))),

@@ -10,7 +10,8 @@ from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
 from vllm_autofit.memory.cuda_graphs import graphs_are_subtracted
 from vllm_autofit.memory.estimate import Estimator
-from vllm_autofit.memory.overhead import MIB, unprofiled_bytes
+from vllm_autofit.memory.overhead import unprofiled_bytes
+from vllm_autofit.units import MIB
 
 LEAST_SPARE_BYTES = 256 * MIB
 """Of a rank's device, free beside all that is known to be taken: fragments, and kernels loaded late."""

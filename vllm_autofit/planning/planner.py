@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from vllm_autofit import FIELDS
 from vllm_autofit.memory.budget import asked_bytes, utilization
-from vllm_autofit.memory.overhead import GIB, headroom, startup_overhead
+from vllm_autofit.memory.overhead import headroom, startup_overhead
 from vllm_autofit.planning.defaults import CONTEXT_AUTOMATIC_SINCE, NEWEST, Usage, Version
 from vllm_autofit.planning.weighing import Weighing, weigh_model
+from vllm_autofit.units import GIB
 from vllm_autofit.values import (
     AUTO_CONTEXT,
     Budget,

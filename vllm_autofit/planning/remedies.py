@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from vllm_autofit.architecture import Attention, Layer, ModelFacts
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
-from vllm_autofit.memory.overhead import CUDA_COMMUNICATION_BYTES, GIB, MIB
+from vllm_autofit.memory.overhead import CUDA_COMMUNICATION_BYTES
+from vllm_autofit.memory.sharding import padded
 from vllm_autofit.planning.concessions import Wish, sequences
 from vllm_autofit.planning.fit import LEAST_SPARE_BYTES, Fit, Room
+from vllm_autofit.units import GIB, MIB
 from vllm_autofit.values import DeviceFacts, Remedy
 
 Weigh = Callable[[Deployment], Fit]
 
 LARGEST_TENSOR_PARALLEL = 16
-
-VOCABULARY_PADDING = 64
-"""vLLM pads the vocabulary to this before it cuts it (``layers/vocab_parallel_embedding.py``, 0.11 to 0.33)."""
 
 FP8_WEIGHTS_CAPABILITY = (8, 0)
 """From here on vLLM quantises 16-bit weights to fp8 while it loads (``quantization/fp8.py``: 8.0 in 0.11 and 0.13, 7.5
@@ -185,8 +184,7 @@ def _more_devices(weigh: Weigh, fit: Fit, wish: Wish, facts: ModelFacts, room: R
 
 
 def _divides(facts: ModelFacts, size: int) -> bool:
-    padded = -(-facts.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
-    return padded % size == 0 and all(_heads(layer) % size == 0 for layer in facts.layers)
+    return padded(facts.vocabulary) % size == 0 and all(_heads(layer) % size == 0 for layer in facts.layers)
 
 
 def _heads(layer: Layer) -> int:

@@ -11,7 +11,7 @@ from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
 from vllm_autofit.memory.estimate import Estimator
-from vllm_autofit.memory.overhead import GIB, unprofiled_bytes
+from vllm_autofit.memory.overhead import unprofiled_bytes
 from vllm_autofit.planning.concessions import Outcome, Weigh, Wish, concede
 from vllm_autofit.planning.defaults import Usage, Version, deployment_of
 from vllm_autofit.planning.fit import LEAST_SPARE_BYTES, Fit, Room, weigh
@@ -19,6 +19,7 @@ from vllm_autofit.planning.fp8 import fp8_kv_cache
 from vllm_autofit.planning.policy import POLICIES, Step
 from vllm_autofit.planning.refusals import refusals
 from vllm_autofit.planning.remedies import remedies_for
+from vllm_autofit.units import GIB
 from vllm_autofit.values import (
     AUTO_CONTEXT,
     Budget,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from vllm_autofit.memory.overhead import GIB
 from vllm_autofit.render.options import shown
+from vllm_autofit.units import GIB
 
 Record = dict[str, Any]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vllm_autofit.memory.overhead import GIB
 from vllm_autofit.render.options import option_words, shown
+from vllm_autofit.units import GIB
 from vllm_autofit.values import FieldValue, Plan
 
 

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterator
 
 from vllm_autofit.answer import Answer
-from vllm_autofit.memory.overhead import GIB
 from vllm_autofit.render.document import budget_terms
 from vllm_autofit.render.launch import shell_command
 from vllm_autofit.render.options import shown
+from vllm_autofit.units import GIB
 from vllm_autofit.values import Plan
 
 WIDTH = 110

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vllm_autofit.facts.families import stacks
 from vllm_autofit.facts.families.extras import gemma3n_extra, gemma4_extra, head_bias
-from vllm_autofit.facts.families.style import LAYER_NORMS, Family
+from vllm_autofit.facts.families.style import EARLY, LAYER_NORMS, Family
 
 DECODERS: tuple[Family, ...] = (
     Family(
@@ -279,15 +279,12 @@ DECODERS: tuple[Family, ...] = (
         norms=LAYER_NORMS,
         final_norms=2,
     ),
-    Family(
+    EARLY(
         ("Starcoder2ForCausalLM",),
         ("starcoder2",),
         stacks.decoder,
         bias="use_bias",
         mlp_bias="use_bias",
-        gated=False,
-        norms=LAYER_NORMS,
-        final_norms=2,
     ),
     Family(("InternLM2ForCausalLM", "InternLM2ForRewardModel"), ("internlm2",), stacks.decoder, bias="bias"),
     Family(
@@ -322,27 +319,17 @@ DECODERS: tuple[Family, ...] = (
         windows="layers",
     ),
     # Older designs
-    Family(
+    EARLY(
         ("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
         ("gpt2",),
         stacks.decoder,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
-        final_norms=2,
     ),
-    Family(
+    EARLY(
         ("GPTBigCodeForCausalLM",),
         ("gpt_bigcode",),
         stacks.gpt_bigcode,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
-        final_norms=2,
     ),
     Family(
         ("GPTJForCausalLM",),
@@ -364,28 +351,20 @@ DECODERS: tuple[Family, ...] = (
         norms=LAYER_NORMS,
         final_norms=2,
     ),
-    Family(
+    EARLY(
         ("OPTForCausalLM",),
         ("opt",),
         stacks.decoder,
         bias="enable_bias",
         mlp_bias="enable_bias",
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
         position_offset=2,
-        final_norms=2,
     ),
-    Family(
+    EARLY(
         ("BloomForCausalLM",),
         ("bloom",),
         stacks.decoder,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="none",
-        final_norms=2,
     ),
     Family(
         ("FalconForCausalLM", "RWForCausalLM"),

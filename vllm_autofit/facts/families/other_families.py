@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vllm_autofit.facts.families import encoders, hybrids
 from vllm_autofit.facts.families.extras import zamba2_extra
-from vllm_autofit.facts.families.style import LAYER_NORMS, Family
+from vllm_autofit.facts.families.style import EARLY, LAYER_NORMS, Family
 
 OTHERS: tuple[Family, ...] = (
     Family(
@@ -80,20 +80,16 @@ OTHERS: tuple[Family, ...] = (
     ),
     # Encoders
     Family(("LlamaBidirectionalModel",), ("llama_bidirec",), encoders.encoder, runner="pooling"),
-    Family(
+    EARLY(
         ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "BertForTokenClassification"),
         ("bert",),
         encoders.encoder,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
         runner="pooling",
         extra=encoders.bert_extra,
         final_norms=0,
     ),
-    Family(
+    EARLY(
         (
             "RobertaModel",
             "XLMRobertaModel",
@@ -105,10 +101,6 @@ OTHERS: tuple[Family, ...] = (
         ),
         ("roberta", "xlm-roberta"),
         encoders.encoder,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
         runner="pooling",
         extra=encoders.bert_extra,
@@ -144,26 +136,17 @@ OTHERS: tuple[Family, ...] = (
         final_norms=0,
     ),
     # Encoder-decoders
-    Family(
+    EARLY(
         ("WhisperForConditionalGeneration",),
         ("whisper",),
         encoders.encoder_decoder,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
         extra=encoders.whisper_extra,
-        final_norms=2,
     ),
-    Family(
+    EARLY(
         ("BartForConditionalGeneration", "MBartForConditionalGeneration"),
         ("bart", "mbart"),
         encoders.encoder_decoder,
-        bias=True,
-        mlp_bias=True,
-        gated=False,
-        norms=LAYER_NORMS,
         positions="learned",
         position_offset=2,
         extra=encoders.bart_extra,

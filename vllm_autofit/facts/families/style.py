@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from vllm_autofit.architecture import Layer
@@ -67,6 +68,10 @@ class Family:
     """Weights that no layer, embedding or tower accounts for."""
     assumes: Mapping[str, object] = field(default_factory=dict)
     """Defaults of a config class that neither transformers nor vLLM ships."""
+
+
+EARLY = partial(Family, bias=True, mlp_bias=True, gated=False, norms=LAYER_NORMS, final_norms=2)
+"""The first transformers' design: biases everywhere, in norms too, and no gate. Families override what differs."""
 
 
 def holds(fields: Fields, trait: Trait) -> bool:
