@@ -49,8 +49,10 @@ def report(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:
         "## Out of sample\n\nModels that no constant was fitted on, settings as published.\n\n" + _summary(held_out),
         "## All rows with their settings known\n\n" + _summary(certain),
         "## Rows where a setting had to be guessed\n\n"
-        "The version, the entry point, the utilisation or the device's exact size isn't published.\n\n"
-        + _summary([score for score in scores if score.guessed]),
+        "The version, the utilisation or the device's exact size isn't published; where a pool of known size is cut "
+        "up, what that depends on: version and context where a model has layers of several kinds, the layers of a "
+        "drafter of its own, which of two unlike devices printed it. What graphs took, as printed up to 0.17, "
+        "has memory in it that torch gave back meanwhile.\n\n" + _summary([score for score in scores if score.guessed]),
         "## By vLLM version\n\n" + _by(certain, lambda score: score.case.row.version_range),
         "## By device\n\n" + _by(certain, lambda score: score.case.row.kind),
         "## By family\n\n" + _by(certain, lambda score: score.case.facts.model_type),
@@ -69,6 +71,7 @@ def report(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:
 
 def _introduction(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:
     sources = len({case.row.raw["source"] for case in cases})
+    cold = ", ".join(sorted(case.row.id for case in cases if case.row.is_cold)) or "none"
     return (
         "# Accuracy\n\n"
         f"{len(cases)} published starts from {sources} sources are scored, {len(skipped)} can't be. "
@@ -79,7 +82,9 @@ def _introduction(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:
         "were fitted on half of the models, which follows from a hash of a model's name, or set from single rows "
         f'({", ".join(sorted(SEEN))}). "Out of sample" has the other half, without those rows. All rows were '
         "looked at while the rules were written, so even that is a weaker test than starts nobody has seen.\n\n"
-        "What a row doesn't say about batches is taken as vLLM's default for a server.\n\n"
+        "What a row doesn't say about batches is taken as vLLM's default for a server. A start is taken to have found "
+        f"its model in the compile cache; known to have compiled it anew are {cold}: vLLM counts what compiling takes, "
+        "so they are predicted with it.\n\n"
         "    python -m benchmarks.accuracy --data FOLDER --output docs/accuracy.md"
     )
 

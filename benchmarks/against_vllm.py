@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,12 +25,28 @@ from pathlib import Path
 from typing import Any
 
 from dev.architectures import make_model, recipes
-from dev.vllm_truth import measure
+from dev.vllm_truth import measure, tensors_of
 
+PATIENCE_SECONDS = 300
+"""For one start: the slowest takes half a minute, and some settings make vLLM's workers wait for each other forever."""
+CONTENT = ("config", "tensors")
+"""What a record keeps once for all cases of a model."""
 CPU_FEATURES = ("avx512_bf16", "amx_tile")
 """Flags of the host that change what vLLM's CPU backend keeps."""
-ROOT_CAUSE = re.compile(r"(\(.*\) )*(ERROR [^\]]*\] )?\w*(Error|Exception): ")
-"""A traceback's last line, as vLLM's processes print it; the first is the root cause."""
+ROOT_CAUSE = re.compile(
+    r"^(?:\(.*?\) )*(?:ERROR [^\]]*\] )?(\w*(?:Error|Exception): .*|  Value error, .*?)(?: \[type=.*)?$", re.MULTILINE
+)
+"""A traceback's last line, as vLLM's processes print it, or that of pydantic with the reason; the first is the root
+cause."""
+
+
+def _drafting(method: str, model: str | None = None) -> dict[str, Any]:
+    """Arguments for drafting three tokens a step; ``model`` is a recipe's name."""
+    draft = {"model": model} if model else {}
+    return {"speculative_config": {"method": method, "num_speculative_tokens": 3, **draft}}
+
+
+ADAPTERS = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
 VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama fp8 cache": ("llama", {"kv_cache_dtype": "fp8"}),
     "llama blocks of 64": ("llama", {"block_size": 64}),
@@ -56,6 +73,43 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next tp2": ("qwen3_next", {"tensor_parallel_size": 2}),
     "jamba tp2": ("jamba", {"tensor_parallel_size": 2}),
     "mamba tp2": ("mamba", {"tensor_parallel_size": 2}),
+    "llama lora": ("llama", ADAPTERS),
+    "llama lora tp2": ("llama", {**ADAPTERS, "tensor_parallel_size": 2}),
+    "qwen2 lora": ("qwen2", ADAPTERS),
+    "qwen3_moe lora": ("qwen3_moe", ADAPTERS),
+    "granite_hybrid lora": ("granite_hybrid", ADAPTERS),
+    "llama_awq lora": ("llama_awq", ADAPTERS),
+    "llama n-gram": ("llama", _drafting("ngram")),
+    "llama draft model": ("llama", _drafting("draft_model", "llama_draft")),
+    "llama draft model tp2": ("llama", {**_drafting("draft_model", "llama_draft"), "tensor_parallel_size": 2}),
+    "llama eagle": ("llama", _drafting("eagle", "llama_eagle")),
+    "llama eagle tp2": ("llama", {**_drafting("eagle", "llama_eagle"), "tensor_parallel_size": 2}),
+    "llama eagle pp2": ("llama", {**_drafting("eagle", "llama_eagle"), "pipeline_parallel_size": 2}),
+    "llama eagle3": ("llama", _drafting("eagle3", "llama_eagle3")),
+    "llama eagle3 tp2": ("llama", {**_drafting("eagle3", "llama_eagle3"), "tensor_parallel_size": 2}),
+    "deepseek_v3 mtp": ("deepseek_v3_mtp", _drafting("mtp")),
+    "deepseek_v3 mtp tp2": ("deepseek_v3_mtp", {**_drafting("mtp"), "tensor_parallel_size": 2}),
+    "glm4_moe mtp": ("glm4_moe_mtp", _drafting("mtp")),
+    "qwen3_next mtp": ("qwen3_next_mtp", _drafting("mtp")),
+    "qwen3_5 mtp": ("qwen3_5_mtp", _drafting("mtp")),
+    "llama fp8_e5m2 cache": ("llama", {"kv_cache_dtype": "fp8_e5m2"}),
+    "gemma2 fp8 cache": ("gemma2", {"kv_cache_dtype": "fp8"}),
+    "deepseek_v2 fp8 cache": ("deepseek_v2", {"kv_cache_dtype": "fp8"}),
+    "qwen3_next fp8 cache": ("qwen3_next", {"kv_cache_dtype": "fp8"}),
+    "llama weights offloaded": ("llama", {"cpu_offload_gb": 1}),
+    "llama KV cache offloaded": ("llama", {"kv_offloading_size": 1}),
+    "llama sleep mode": ("llama", {"enable_sleep_mode": True}),
+    "llama int8 at load": ("llama", {"quantization": "int8_per_channel_weight_only"}),
+    "llama fp8 at load": ("llama", {"quantization": "fp8"}),
+    "llama mxfp8 at load": ("llama", {"quantization": "mxfp8"}),
+    "llama bitsandbytes at load": ("llama", {"quantization": "bitsandbytes"}),
+    "mixtral experts_int8 at load": ("mixtral", {"quantization": "experts_int8"}),
+    "qwen2 decode context parallel": ("qwen2", {"tensor_parallel_size": 2, "decode_context_parallel_size": 2}),
+    "deepseek_v2 decode context parallel": (
+        "deepseek_v2",
+        {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
+    ),
+    "llama prefill context parallel": ("llama", {"prefill_context_parallel_size": 2}),
 }
 """Name -> recipe and arguments beside the recipe's own."""
 
@@ -63,7 +117,7 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     """Name -> recipe and all arguments for vLLM."""
     table = recipes()
-    plain: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in table}
+    plain: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in table if not table[name].drafts}
     return {name: (base, {**table[base].arguments, **more}) for name, (base, more) in {**plain, **VARIATIONS}.items()}
 
 
@@ -71,8 +125,24 @@ def truth_of(name: str, models: Path) -> dict[str, Any]:
     """Start vLLM for one case in this process: the model as it lies on disk, and what it took."""
     base, arguments = cases()[name]
     folder = make_model(base, models / base)
-    truth = measure(folder, arguments)
-    return {"config": json.loads((folder / "config.json").read_text()), "arguments": arguments, **truth}
+    draft = _draft(arguments)
+    if draft is None:
+        return {**_content(folder), "arguments": arguments, **measure(folder, arguments)}
+    beside = make_model(draft, models / draft)
+    speculation = {**arguments["speculative_config"], "model": str(beside)}
+    truth = measure(folder, {**arguments, "speculative_config": speculation})
+    return {**_content(folder), "draft": _content(beside), "arguments": arguments, **truth}
+
+
+def _draft(arguments: dict[str, Any]) -> str | None:
+    """The recipe of what drafts, where a case has one."""
+    name: str | None = arguments.get("speculative_config", {}).get("model")
+    return name
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """A model as it lies on disk. ``tensors``: name, dtype, shape and bytes."""
+    return {"config": json.loads((folder / "config.json").read_text()), "tensors": tensors_of(folder)}
 
 
 def measure_case(name: str, models: Path) -> dict[str, Any]:
@@ -80,18 +150,24 @@ def measure_case(name: str, models: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         child = multiprocessing.get_context("fork").Process(target=_measure_here, args=(name, models, Path(place)))
         child.start()
-        child.join()
+        child.join(PATIENCE_SECONDS)
+        if child.is_alive():
+            os.killpg(child.pid or 0, signal.SIGKILL)
+            child.join()
         log = (Path(place) / "log").read_text(errors="replace")
         answer = Path(place) / "answer"
         if answer.exists():
             found: dict[str, Any] = json.loads(answer.read_text())
             return found
-        reasons = [line.strip() for line in log.splitlines() if ROOT_CAUSE.match(line)]
-        return {"refused": (reasons or [f"the process ended with {child.exitcode}"])[0][:300], "log": log[-20000:]}
+        reason = ROOT_CAUSE.search(log)
+        told = reason[1].strip() if reason else f"the process ended with {child.exitcode}"
+        return {"refused": told[:300], "log": log[-20000:]}
 
 
 def _measure_here(name: str, models: Path, place: Path) -> None:
-    """In the child: its output goes to a file, so that vLLM's doesn't mix with the table."""
+    """In the child, which leads a process group of its own: its output goes to a file, so that vLLM's doesn't mix with
+    the table."""
+    os.setpgid(0, 0)
     log = os.open(place / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -128,11 +204,13 @@ def write_record(file: Path, record: dict[str, Any]) -> None:
     old = json.loads(file.read_text()) if file.exists() else {"models": {}, "cases": {}}
     models, kept = old["models"], old["cases"]
     for name, truth in record["cases"].items():
-        kept[name] = {key: value for key, value in truth.items() if key not in ("log", "config", "tensors")}
+        kept[name] = {key: value for key, value in truth.items() if key not in ("log", "draft", *CONTENT)}
         if "refused" not in truth:
             kept[name]["model"] = cases()[name][0]
-            models[kept[name]["model"]] = {key: truth[key] for key in ("config", "tensors")}
+            models[kept[name]["model"]] = {key: truth[key] for key in CONTENT}
             kept[name]["ranks"] = [_without_tensors(rank) for rank in truth["ranks"]]
+        if "draft" in truth:
+            models[_draft(truth["arguments"])] = truth["draft"]
     parts = [f"{json.dumps(key)}: {json.dumps(record[key])}" for key in ("vllm", "machine", "cpu_features")]
     parts += [f'"models": {_lines(models)}', f'"cases": {_lines(kept)}']
     file.write_text("{" + ",\n".join(parts) + "}\n")
@@ -153,6 +231,9 @@ def read_record(file: Path) -> dict[str, Any]:
     for truth in record["cases"].values():
         if "refused" not in truth:
             truth.update(models[truth["model"]])
+            draft = _draft(truth["arguments"])
+            if draft is not None:
+                truth["draft"] = models[draft]
     return record
 
 

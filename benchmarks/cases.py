@@ -27,7 +27,7 @@ QUANTIZED = re.compile(
 
 SEEN = frozenset({
     "m040", "m090", "m127", "m128", "m129", "m132", "m135", "m137", "m139", "m212", "m213", "m214", "m248", "m255",
-    "m257", "m273", "m274", "m315", "m316", "m406", "m413", "m422", "m427",
+    "m257", "m273", "m274", "m280", "m315", "m316", "m325", "m326", "m406", "m413", "m422", "m427",
 })  # fmt: skip
 """Rows that a constant of ``memory/`` rests on, as its docstring says. No figure of theirs is out of sample, whichever
 half their model belongs to."""

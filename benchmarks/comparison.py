@@ -11,9 +11,13 @@ from vllm_autofit.architecture import Tensor
 from vllm_autofit.demand import KvLayout
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.facts.config import model_facts
+from vllm_autofit.facts.families.drafters import drafting_config
 from vllm_autofit.memory.checkpoint import tensors_from_facts
+from vllm_autofit.memory.estimate import loaded_weights
 from vllm_autofit.memory.kv_cache import blocks, kv_layout, longest_context, max_concurrency, tokens
-from vllm_autofit.memory.weights import rank_weights
+from vllm_autofit.planning.defaults import speculation_of
+from vllm_autofit.units import GIB
+from vllm_autofit.values import Model
 
 WEIGHTS_TOLERANCE = 0.001
 KINDS = {
@@ -52,23 +56,33 @@ class Row:
 def compare(name: str, truth: dict[str, Any], features: Sequence[str]) -> Row:
     """Ours against what vLLM said."""
     row = Row(name, max(rank["loaded"]["bytes"] for rank in truth["ranks"]))
-    facts = model_facts(truth["config"])
     deployment = deployment_of(truth, features)
-    tensors = tuple(Tensor(each, tuple(shape), dtype, size) for each, dtype, shape, size in truth["tensors"])
-    if tensors:
-        ours = rank_weights(facts, tensors, deployment, exact=True).bytes
-        row.header_error = ours / row.vllm_bytes - 1
-    ours = rank_weights(facts, tensors_from_facts(facts), deployment, exact=False).bytes
-    row.config_error = ours / row.vllm_bytes - 1
+    model, from_config = _model(name, truth, headers=True), _model(name, truth, headers=False)
+    facts = model.facts
+    assert facts is not None
+    if model.tensors:
+        row.header_error = loaded_weights(model, deployment).bytes / row.vllm_bytes - 1
+    row.config_error = loaded_weights(from_config, deployment).bytes / row.vllm_bytes - 1
     if "max_model_len" not in truth["arguments"]:
         _check(row, "context", facts.context_tokens, truth["settings"]["max_model_len"])
-    layout, kv = kv_layout(facts, deployment), truth["kv"]
+    layout, kv = kv_layout(facts, deployment, None if model.draft is None else model.draft.facts), truth["kv"]
     _check(row, "has a KV cache", layout is not None, kv is not None)
     if layout is not None and kv is not None:
         row.has_kv = True
         for what, ours_is, vllm_is in _kv_figures(layout, deployment, kv, facts.context_tokens):
             _check(row, what, ours_is, vllm_is)
     return row
+
+
+def _model(name: str, truth: dict[str, Any], *, headers: bool) -> Model:
+    """The model as we would read it, from its config and its headers or from its config alone."""
+    facts = model_facts(drafting_config(truth["config"]))
+    tensors = tuple(Tensor(each, tuple(shape), dtype, size) for each, dtype, shape, size in truth["tensors"])
+    draft = _model(f"{name}'s draft", truth["draft"], headers=headers) if "draft" in truth else None
+    if not headers:
+        tensors = tensors_from_facts(facts)
+    source = "folder" if headers else "config"
+    return Model(name, facts, tensors=tensors, weights_source=source, exact=headers, draft=draft)
 
 
 def _kv_figures(
@@ -88,10 +102,15 @@ def _kv_figures(
 
 
 def _group(group: dict[str, Any]) -> tuple[str, int, int, int, int]:
-    """vLLM's group in our terms. Full attention notes a window too where layers with one are kept like the others."""
+    """vLLM's group in our terms: of pages that differ, the largest.
+
+    Full attention notes a window too where layers with one are kept like the others.
+    """
     kind = KINDS[group["kind"]]
     window = group["window"] or 0 if kind in ("sliding", "chunked") else 0
-    return kind, group["layers"], group["block_size"], group["page_bytes"], window
+    pages = group["page_bytes"]
+    page_bytes = max(pages) if isinstance(pages, list) else pages
+    return kind, group["layers"], group["block_size"], page_bytes, window
 
 
 def _check(row: Row, what: str, ours: Any, theirs: Any) -> None:
@@ -123,6 +142,10 @@ def deployment_of(truth: dict[str, Any], features: Sequence[str]) -> Deployment:
         pipeline_parallel=settings["pipeline_parallel"],
         expert_parallel=settings["expert_parallel"],
         enforce_eager=True,
+        cpu_offload_bytes=int(arguments.get("cpu_offload_gb", 0) * GIB),
+        speculation=speculation_of(arguments.get("speculative_config", {})),
+        lora_adapters=arguments.get("max_loras", 1) if arguments.get("enable_lora") else 0,
+        lora_rank=arguments.get("max_lora_rank", 16),
     )
 
 
@@ -160,19 +183,21 @@ def _percent(error: float | None) -> str:
 
 def page(record: dict[str, Any], rows: Sequence[Row]) -> str:
     """What ``--markdown`` writes."""
-    refused = [f"- {name}: {truth['refused']}" for name, truth in record["cases"].items() if "refused" in truth]
+    reasons = {name: truth["refused"] for name, truth in record["cases"].items() if "refused" in truth}
+    refused = [f"- {name}: {reason.partition('. ')[0].rstrip('.')}." for name, reason in reasons.items()]
     return "\n".join(
         [
             "# Against vLLM itself",
             "",
             f"vLLM {record['vllm']} on the CPU ({record['machine']}), small models with random weights, "
             f"{len(rows)} cases. Written by `python -m benchmarks.against_vllm`.",
-            "Weights are the bytes of parameters and buffers, as loaded, of the rank that has most. KV cache compares",
-            "bytes per block, blocks, tokens, concurrency, groups, the context that vLLM derives from the config and",
-            "the longest that fits into three sizes of cache.",
+            "Weights are the bytes of parameters and buffers, as loaded, of the rank that has most, and of a draft",
+            "those that it doesn't share with the model. KV cache compares bytes per block, blocks, tokens,",
+            "concurrency, groups, the context that vLLM derives from the config and the longest that fits into three",
+            "sizes of cache.",
             "",
             *table(rows),
-            *(["", "vLLM's CPU backend refuses:", "", *refused] if refused else []),
+            *(["", "vLLM's CPU backend refuses, so that this isn't shown:", "", *refused] if refused else []),
             "",
         ]
     )

@@ -27,6 +27,12 @@ ASSUMED_VERSION = (0, 19)
 EARLY_SEQUENCES = 1024
 """Default of the new engine up to 0.8.3, on every device: two of the rows say so."""
 
+OWN_DRAFTERS = ("eagle", "dflash", "dspark", "draft_model")
+"""Ways of drafting with a checkpoint of its own, whose layers share the KV cache."""
+
+COLD = frozenset({"m324", "m325", "m326"})
+"""Starts in a new container whose commands, in the source, keep no compile cache; others say it in their flags."""
+
 OTHER_DEVICES = ("amd", "radeon", "instinct", "intel", "ascend", "apple", "jetson", "gb10", "unified", "gh200")
 
 
@@ -180,6 +186,11 @@ class Row:
         return "pipeline_parallel_size" not in self.raw
 
     @property
+    def is_cold(self) -> bool:
+        """Whether it is known to have compiled the model anew. Others are taken to have found it in the cache."""
+        return self.id in COLD or "cold torch.compile cache" in str(self.raw.get("flags", ""))
+
+    @property
     def asked_bytes(self) -> int | None:
         """What vLLM asked each device for; the utilisation is vLLM's default where the row doesn't say."""
         total = self.total_bytes
@@ -200,6 +211,17 @@ class Row:
             missing.append("utilisation")
         if not self.total_is_printed:
             missing.append("the device's size" if self.total_bytes is None else "the device's exact size")
+        return tuple(missing)
+
+    def pool_gaps(self, deployment: Deployment, groups: int) -> tuple[str, ...]:
+        """What has to be guessed where a pool of known size is cut up into ``groups`` kinds of layers."""
+        missing = ["which device's pool it is"] if " + " in str(self.raw.get("gpu", "")) else []
+        if groups > 1 and self.version is None:
+            missing.append("vLLM version")
+        if groups > 1 and "max_model_len" not in self.raw:
+            missing.append("context")
+        if deployment.speculation and deployment.speculation.method in OWN_DRAFTERS:
+            missing.append("the drafter's layers")
         return tuple(missing)
 
 

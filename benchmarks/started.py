@@ -12,7 +12,7 @@ from benchmarks.measured import ASSUMED_VERSION, GIB
 from benchmarks.scores import estimated_pool_bytes
 from vllm_autofit import FIELDS
 from vllm_autofit.memory import kv_cache
-from vllm_autofit.memory.cuda_graphs import graphs_are_subtracted
+from vllm_autofit.memory.cuda_graphs import graphs_come_off
 from vllm_autofit.memory.overhead import startup_overhead, unprofiled_bytes
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.values import AUTO_CONTEXT, Lessons, Plan, Rules
@@ -107,7 +107,7 @@ def _verdict(case: Case) -> Verdict | None:
         return Verdict(case, f"blocks for {sequences} sequences, {deployment.max_num_seqs} asked for", True)
     outside = total - asked - startup_overhead("cuda", deployment.world, True)
     later = unprofiled_bytes(case.facts, deployment).bytes
-    if not graphs_are_subtracted(deployment.vllm):
+    if not graphs_come_off(case.facts, deployment):
         later += case.demand.cuda_graphs.bytes
     if later > outside:
         return Verdict(case, f"{(later - outside) / GIB:.2f} GiB short after the KV cache is taken", True)

@@ -14,6 +14,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dev.quantized import quantize
@@ -50,6 +51,13 @@ class Recipe:
     """Special tokens of the tokenizer, by role."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other JSON files of the checkpoint, by name."""
+    tensors: dict[str, tuple[str, list[int]] | None] = field(default_factory=dict)
+    """What published checkpoints of this kind hold beside these, once renamed: torch's dtype and a shape. None: what
+    they leave out."""
+    copies: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Tensors that are another recipe's: name -> that recipe, and their name there."""
+    drafts: bool = False
+    """It only drafts for another, and can't be loaded by itself."""
     quantization: dict[str, Any] = field(default_factory=dict)
     """``quantization_config`` of the checkpoint."""
 
@@ -75,8 +83,8 @@ def make_model(name: str, folder: Path) -> Path:
         path = folder / file
         written = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**written, **content}, indent=2) + "\n")
-    if recipe.renamed:
-        _rename(folder / "model.safetensors", recipe.renamed)
+    if recipe.renamed or recipe.tensors or recipe.copies:
+        _amend(folder / "model.safetensors", recipe)
     if recipe.quantization:
         quantize(folder, recipe.quantization)
     (folder / "complete").touch()
@@ -96,13 +104,23 @@ def _save(recipe: Recipe, folder: Path) -> None:
         byte_tokenizer(model.get_input_embeddings().num_embeddings, recipe.tokens).save_pretrained(folder)
 
 
-def _rename(file: Path, beginnings: dict[str, str]) -> None:
+def _amend(file: Path, recipe: Recipe) -> None:
+    import torch
     from safetensors.torch import load_file, save_file
 
     tensors = {}
     for name, tensor in load_file(file).items():
-        old = next((each for each in beginnings if name.startswith(each)), "")
-        tensors[beginnings.get(old, "") + name.removeprefix(old)] = tensor
+        old = next((each for each in recipe.renamed if name.startswith(each)), "")
+        tensors[recipe.renamed.get(old, "") + name.removeprefix(old)] = tensor
+    for name, kind in recipe.tensors.items():
+        if kind is None:
+            del tensors[name]
+        else:
+            dtype, shape = kind
+            tensors[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+    for name, (other, there) in recipe.copies.items():
+        with TemporaryDirectory() as place:
+            tensors[name] = load_file(make_model(other, Path(place)) / file.name)[there]
     save_file(tensors, file, metadata={"format": "pt"})
 
 

@@ -25,7 +25,7 @@ def measure(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
     Needs a process of its own: vLLM keeps state in it, and so does this.
 
-    ``settings``: what was in force. ``tensors``: the checkpoint's, as name, dtype, shape and bytes.
+    ``settings``: what was in force.
     """
     os.environ.update(VLLM_PLUGINS="", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING")
     os.environ[WATCH] = "1"
@@ -40,14 +40,13 @@ def measure(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     config = engine.llm_engine.vllm_config
     return {
         "settings": _settings(config),
-        "tensors": _tensors(model),
         "ranks": engine.collective_rpc("what_it_took"),
         "kv": _kv(config, seen),
     }
 
 
-def _tensors(model: Path) -> list[list[Any]]:
-    """Of a checkpoint in one file; none where there is only a config."""
+def tensors_of(model: Path) -> list[list[Any]]:
+    """Name, dtype, shape and bytes of each, of a checkpoint in one file; none where there is only a config."""
     file = model / "model.safetensors"
     if not file.exists():
         return []
@@ -60,7 +59,7 @@ def _tensors(model: Path) -> list[list[Any]]:
 
 
 def _item_bytes(dtype: str) -> int:
-    return int("".join(filter(str.isdigit, dtype.partition("_")[0]))) // 8
+    return int("".join(filter(str.isdigit, dtype.partition("_")[0])) or 8) // 8  # BOOL has no number
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -157,18 +156,70 @@ class Probe:
     """Mixed into vLLM's worker, in whatever process that is. vLLM asks that no name be one of the worker's."""
 
     def what_it_took(self) -> dict[str, Any]:
-        """Bytes of this rank's weights as loaded, the same after repacking, and of its KV cache."""
+        """Bytes of this rank's weights as loaded, LoRA's buffers with them, of the model's after repacking, and of the
+        KV cache."""
         worker: Any = self
-        kv_caches = getattr(worker.model_runner, "kv_caches", [])
+        runner = worker.model_runner
+        kv_caches = getattr(runner, "kv_caches", [])
+        loaded = _all_loaded()
+        loaded["bytes"] += sum(_storages(_adapters(runner.model)).values())
         return {
-            "loaded": _loaded[0],
-            "final_bytes": sum(_storages(_registered(worker.model_runner.model)).values()),
+            "loaded": loaded,
+            "final_bytes": sum(_storages(_registered(runner.model)).values()),
             "kv_cache_bytes": sum(_storages(_flat(kv_caches)).values()),
         }
 
 
-_loaded: list[dict[str, Any]] = []
-"""What the model in this process held before vLLM repacked it."""
+_loaded: list[tuple[Any, dict[str, dict[str, Any]]]] = []
+"""The models in this process, what drafts after the one it drafts for, each with what it held before vLLM repacked it,
+by tensor's name."""
+
+
+def _held(model: Any) -> dict[str, dict[str, Any]]:
+    """Each tensor's bytes, 0 where a tensor before it or a model before this one has the same memory."""
+    counted = {address for earlier, _ in _loaded for address in _storages(_registered(earlier))}
+    buffers = {id(buffer) for buffer in model.buffers()}
+    held = {}
+    for name, tensor in _named(model):
+        storages = _storages([tensor])
+        held[name] = {
+            "bytes": sum(size for address, size in storages.items() if address not in counted),
+            "is_buffer": id(tensor) in buffers,
+            "kind": [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)],
+        }
+        counted |= storages.keys()
+    return held
+
+
+def _all_loaded() -> dict[str, Any]:
+    """All models' tensors together, without those for which vLLM put another model's in their place once loaded."""
+    found: dict[str, dict[str, Any]] = {}
+    others: set[int] = set()
+    for number, (model, held) in enumerate(_loaded):
+        now = dict(_named(model))
+        lent = {name for name, tensor in now.items() if id(tensor) in others}
+        found |= {f"draft.{name}" if number else name: each for name, each in held.items() if name not in lent}
+        others |= {id(tensor) for tensor in now.values()}
+    return {
+        "bytes": sum(each["bytes"] for each in found.values()),
+        "buffer_bytes": sum(each["bytes"] for each in found.values() if each["is_buffer"]),
+        "tensors": {name: each["kind"] for name, each in found.items()},
+    }
+
+
+def _named(model: Any) -> Iterator[tuple[str, Any]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _adapters(model: Any) -> Iterator[Any]:
+    """What LoRA's layers hold beside the layers they wrap: none of it is a parameter or a buffer to torch."""
+    import torch
+    from vllm.lora.layers import BaseLayerWithLoRA
+
+    for module in model.modules():
+        if isinstance(module, BaseLayerWithLoRA):
+            yield from (each for each in _flat(vars(module).values()) if isinstance(each, torch.Tensor))
 
 
 def _flat(tensors: Any) -> Iterator[Any]:
@@ -197,16 +248,7 @@ def _watch_loading() -> None:
     original = loader.process_weights_after_loading
 
     def watched(model: Any, *arguments: Any) -> Any:
-        _loaded[:] = [
-            {
-                "bytes": sum(_storages(_registered(model)).values()),
-                "buffer_bytes": sum(_storages(model.buffers()).values()),
-                "tensors": {
-                    name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-                    for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-                },
-            }
-        ]
+        _loaded.append((model, _held(model)))
         return original(model, *arguments)
 
     loader.process_weights_after_loading = watched

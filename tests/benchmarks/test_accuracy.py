@@ -95,6 +95,29 @@ def test_an_unknown_version_is_a_guess_and_so_are_utilisation_and_size_for_the_p
     assert score(tmp_path, "KV pool, all estimated", gpu_total_gib=None).guesses == ("the device's exact size",)
 
 
+def test_a_start_that_is_known_to_have_compiled_is_predicted_to_leave_less(tmp_path: Path) -> None:
+    changes = {"vllm_version": "0.29.0", "max_num_seqs": 8}
+    warm = score(tmp_path, "KV pool, all estimated", flags="warm torch.compile cache", **changes).predicted
+    assert score(tmp_path, "KV pool, all estimated", flags="cold torch.compile cache", **changes).predicted < warm - 0.5
+
+
+def test_a_pool_of_one_of_two_unlike_devices_is_a_guess(tmp_path: Path) -> None:
+    pool = {"kv_cache_tokens": 420000}
+    assert not score(tmp_path, "tokens, of the measured pool", **pool).guessed
+    unlike = score(tmp_path, "tokens, of the measured pool", gpu="RTX 5080 16GB + RTX 5070 Ti 16GB", **pool)
+    assert unlike.guesses == ("which device's pool it is",)
+
+
+def test_version_and_context_decide_how_a_pool_is_cut_only_for_layers_of_several_kinds(tmp_path: Path) -> None:
+    windows = {**LLAMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 256}
+    windows |= {"sliding_window": 4096, "query_pre_attn_scalar": 256}
+    published = row(kv_cache_tokens=420000, vllm_version=None, max_model_len=None)
+    for config, guesses in ((LLAMA, ()), (windows, ("vLLM version", "context"))):
+        cases, _ = read(tmp_path, published, models=[{"model": MODEL, "config": config, "source": "a config"}])
+        found = next(each for each in scores_of(cases[0]) if each.quantity == "tokens, of the measured pool")
+        assert found.guesses == guesses
+
+
 def test_rows_without_a_usable_config_are_named_with_the_reason(tmp_path: Path) -> None:
     models = [
         {"model": "a/memory", "config": LLAMA, "source": "memory"},

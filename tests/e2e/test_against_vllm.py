@@ -16,8 +16,8 @@ from vllm_autofit.facts.weights import read_tensors
 
 RECORD = read_record(Path(__file__).parent.parent / "data" / "vllm_0_32.json")
 LOADED = [name for name, truth in RECORD["cases"].items() if "refused" not in truth]
-QUICK = ("llama", "gemma2", "deepseek_v2", "granite_hybrid", "mamba", "llama_awq")
-"""One of each kind of KV cache and of weights."""
+QUICK = ("llama", "gemma2", "deepseek_v2", "granite_hybrid", "mamba", "llama_awq", "llama eagle")
+"""One of each kind of KV cache and of weights, and one with a draft."""
 FROM_CONFIG = 0.001
 """How far weights told from the config alone may be off, relative."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vllm_autofit.errors import ConfigError
-from vllm_autofit.facts.checkpoint import read_model
+from vllm_autofit.facts.checkpoint import draft_of, read_model
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -77,6 +77,54 @@ def test_what_drafts_is_read_too(tmp_path: Path) -> None:
     assert model.draft is not None
     assert model.draft.facts is not None
     assert len(model.draft.facts.layers) == 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**LLAMA, "num_hidden_layers": 1, "architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 320},
+        {**LLAMA, "num_hidden_layers": 1, "architectures": ["Eagle3LlamaForCausalLM"], "draft_vocab_size": 320},
+        {
+            "architectures": ["Eagle3Speculator"],
+            "speculators_model_type": "eagle3",
+            "draft_vocab_size": 320,
+            "transformer_layer_config": {
+                **{name: value for name, value in LLAMA.items() if name != "architectures"},
+                "num_hidden_layers": 1,
+            },
+        },
+    ],
+    ids=["their authors'", "vLLM's", "of the speculators library"],
+)
+def test_eagles_drafts_are_read_as_what_they_are_made_like(tmp_path: Path, config: dict[str, object]) -> None:
+    draft = folder(tmp_path / "draft", config)
+    model = read_model(folder(tmp_path / "target"), draft=draft)
+    assert model.draft is not None, model.notes
+    assert model.draft.facts is not None
+    assert (model.draft.facts.architecture, len(model.draft.facts.layers)) == ("LlamaForCausalLM", 1)
+    assert model.draft.facts.raw["draft_vocab_size"] == 320
+
+
+@pytest.mark.parametrize(
+    ("asked", "draft"),
+    [
+        (None, None),
+        ({"method": "mtp"}, None),
+        ({"model": "some/model", "method": "mtp"}, None),
+        ({"model": "[ngram]"}, None),
+        ({"model": "my.module.Proposer", "method": "custom_class"}, None),
+        ({"model": "some/draft"}, "some/draft"),
+    ],
+)
+def test_which_checkpoint_drafts(asked: object, draft: str | None) -> None:
+    assert draft_of("some/model", asked) == draft
+
+
+def test_a_draft_that_is_not_understood_is_said_not_to_be_counted(tmp_path: Path) -> None:
+    draft = folder(tmp_path / "draft", {"architectures": ["MedusaModel"], "model_type": "medusa"})
+    model = read_model(folder(tmp_path / "target"), draft=draft)
+    assert model.draft is None
+    assert "MedusaModel" in " ".join(model.notes)
 
 
 def test_damage_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vllm_autofit.deployment import Deployment, Speculation
 from vllm_autofit.memory.activations import (
     LOGIT_BYTES_HOST,
     activation_peak,
+    compiling_bytes,
     encoder_bytes,
     expert_workspace_bytes,
     forward_bytes,
@@ -78,6 +79,43 @@ def test_the_second_runner_keeps_counters_that_vllm_counts_since_0_27() -> None:
     facts = dense(4096, 128256, 14336)
     grown = activation_peak(facts, large((0, 27))).bytes - activation_peak(facts, large((0, 26))).bytes
     assert grown == 1024 * 128256 * 4 + 1024 * 128256 // 8
+
+
+def blackwell(**changes: Any) -> Deployment:
+    """A server with vLLM's defaults on a 96 GiB Blackwell."""
+    settings = {"vllm": (0, 27), "max_num_seqs": 1024, "max_num_batched_tokens": 8192, **changes}
+    return Deployment(compute_capability=(12, 0), **settings)
+
+
+def test_published_first_start_of_a_pipeline() -> None:
+    """Qwen3-32B on vLLM 0.27.1, two stages, nothing in the compile cache: 3.03 GiB beside weights and KV cache."""
+    facts, settings = dense(5120, 151936, 25600, heads=64), blackwell(pipeline_parallel=2)
+    kernels = 0.13 * GIB
+    taken = activation_peak(facts, settings).bytes + compiling_bytes(facts, settings) + kernels
+    assert taken / GIB == pytest.approx(3.03, abs=0.02)
+
+
+def test_compiling_holds_a_copy_of_the_embedding_which_0_27_to_0_30_count_twice_on_one_rank() -> None:
+    facts = dense(5120, 151936, 3072)  # a forward pass smaller than the embedding
+    copy = 151936 * 5120 * 2
+
+    def above_the_forward_pass(**changes: Any) -> int:
+        settings = blackwell(max_num_batched_tokens=64, max_num_seqs=1, **changes)
+        return compiling_bytes(facts, settings) + forward_bytes(facts, settings)
+
+    assert above_the_forward_pass(vllm=(0, 26)) == copy
+    assert above_the_forward_pass(vllm=(0, 27)) == above_the_forward_pass(vllm=(0, 30)) == 2 * copy
+    assert above_the_forward_pass(vllm=(0, 27), tensor_parallel=2) == copy // 2
+
+
+@pytest.mark.parametrize("changes", [{"enforce_eager": True}, {"vllm": (0, 14)}, {"device": "cpu"}])
+def test_nothing_is_compiled_nothing_is_copied(changes: dict[str, Any]) -> None:
+    assert compiling_bytes(dense(5120, 151936, 3072), blackwell(**changes)) == 0
+
+
+def test_compiling_hides_behind_a_larger_forward_pass() -> None:
+    """Qwen3-32B on two ranks: 8192 tokens take more than half of the embedding."""
+    assert compiling_bytes(dense(5120, 151936, 25600, heads=64), blackwell(tensor_parallel=2)) == 0
 
 
 def test_speculation_adds_logits_to_the_first_runner() -> None:

@@ -14,7 +14,7 @@ from vllm_autofit.memory.cuda_graphs import (
     captured_pieces,
     cuda_graph_bytes,
     graph_mode,
-    graphs_are_subtracted,
+    graphs_come_off,
 )
 
 
@@ -58,7 +58,7 @@ def test_a_pipeline_stage_captures_its_own_layers() -> None:
 
 @pytest.mark.parametrize(("vllm", "expected"), [((0, 19), False), ((0, 20), True), ((0, 33), True)])
 def test_the_estimate_is_taken_off_since_0_20(vllm: tuple[int, int], expected: bool) -> None:
-    assert graphs_are_subtracted(vllm) is expected
+    assert graphs_come_off(model(2), Deployment(vllm=vllm)) is expected
 
 
 def test_older_versions_space_large_sizes_by_eight() -> None:
@@ -127,3 +127,22 @@ def _sizes_of_vllm(seqs: int, tokens: int, decode_tokens: int) -> list[int]:
     )
     VllmConfig._set_cudagraph_sizes(config)
     return list(compilation.cudagraph_capture_sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "vllm", "asked", "expected"),
+    [
+        ("Qwen3ForCausalLM", (0, 19), None, False),
+        ("Qwen3ForCausalLM", (0, 19), True, True),  # the first runner, and its user turned it on
+        ("Qwen3ForCausalLM", (0, 20), None, True),
+        ("Qwen3ForCausalLM", (0, 20), False, False),
+        ("Qwen3ForCausalLM", (0, 27), None, False),  # the second runner says 0
+        ("Qwen3ForCausalLM", (0, 27), True, False),
+        ("Qwen3ForCausalLM", (0, 29), None, True),
+    ],
+)
+def test_the_second_runner_has_an_estimate_to_take_off_since_0_29(
+    name: str, vllm: tuple[int, int], asked: bool | None, expected: bool
+) -> None:
+    facts = ModelFacts(name, "a", 4096, 128256, model().layers)
+    assert graphs_come_off(facts, Deployment(vllm=vllm, estimate_graphs=asked)) is expected

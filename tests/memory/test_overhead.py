@@ -98,6 +98,19 @@ def test_published_non_torch_memory(changes: dict[str, Any], published_gib: floa
     assert non_torch_bytes(DENSE, cuda(**changes)).bytes / GIB == pytest.approx(published_gib, abs=0.01)
 
 
+def test_graphs_captured_on_trial_count_while_the_first_runner_does_it_inside_of_the_profile_run() -> None:
+    def more(name: str, vllm: tuple[int, int]) -> int:
+        facts = ModelFacts(name, "a", 5120, 151936, DENSE.layers)
+        eager = non_torch_bytes(facts, cuda(vllm=vllm, enforce_eager=True)).bytes
+        return non_torch_bytes(facts, cuda(vllm=vllm)).bytes - eager
+
+    assert more("Qwen3ForCausalLM", (0, 17)) == 0
+    assert more("Qwen3ForCausalLM", (0, 19)) > 0
+    assert more("Qwen3ForCausalLM", (0, 26)) == 0  # the second runner
+    assert more("Gemma3ForCausalLM", (0, 24)) > 0
+    assert more("Gemma3ForCausalLM", (0, 33)) == 0
+
+
 def test_delta_rules_reserve_more_since_their_kernels_are_warmed_up_except_on_hopper() -> None:
     blackwell = {"device_name": "NVIDIA GeForce RTX 5090", "compute_capability": (12, 0)}
     grown = [

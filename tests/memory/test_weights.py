@@ -26,7 +26,7 @@ from vllm_autofit.facts.config import load_config, model_facts
 from vllm_autofit.facts.weights import read_tensors
 from vllm_autofit.memory.buffers import deepstack_bytes
 from vllm_autofit.memory.sharding import stage_sizes
-from vllm_autofit.memory.weights import draft_weights, rank_weights
+from vllm_autofit.memory.weights import prediction_weights, rank_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSE = Layer(Attention(heads=8, kv_heads=2, head_size=16, value_head_size=16), Dense(256))
@@ -170,7 +170,7 @@ def test_prediction_layers_count_only_as_a_draft() -> None:
         tensor("model.layers.1.shared_head.head.weight", 1024, 64),
     ]
     assert kept(inner, facts) == kept(fusion, facts) == 0
-    draft = draft_weights(
+    draft = prediction_weights(
         facts, [inner, fusion, *shared, tensor("lm_head.weight", 1024, 64)], Deployment(device="cpu"), exact=True
     )
     assert draft.bytes == inner.bytes + fusion.bytes
@@ -229,6 +229,9 @@ def test_gptq_drops_what_its_kernels_do_not_read() -> None:
     [
         ("fp8", 1.0, 1.0),
         ("experts_int8", 2.0, 1.0),
+        ("int8_per_channel_weight_only", 2.0, 1.0),
+        ("nvfp4_per_token", 2.0, 0.5 + 1 / 16),
+        ("mxfp4", 0.5 + 1 / 32, 0.5 + 1 / 32),
         ("bitsandbytes", 0.5 + 4 / 64, 0.5 + 4 / 64),
     ],
 )
@@ -239,17 +242,6 @@ def test_quantisation_at_load(method: str, projection: float, expert: float) -> 
     assert kept(tensor("model.layers.0.mlp.experts.0.up_proj.weight", 64, 256), facts, **changes) == 64 * 256 * expert
     assert kept(tensor("model.layers.0.mlp.gate.weight", 4, 128), facts, **changes) == 2 * 4 * 128
     assert kept(tensor("lm_head.weight", 1024, 64), facts, **changes) == 2 * 1024 * 64
-
-
-def test_adapters_take_buffers_on_every_linear_layer() -> None:
-    up, down = (
-        tensor("model.layers.0.mlp.up_proj.weight", 256, 128),
-        tensor("model.layers.0.mlp.down_proj.weight", 128, 256),
-    )
-    lora: dict[str, Any] = {"lora_adapters": 3, "lora_rank": 8, "tensor_parallel": 2}
-    assert kept(up, **lora) == 2 * 128 * 128 + 2 * 3 * 8 * (128 + 128)  # A: 128 inputs, B: half of 256 outputs
-    assert kept(down, **lora) == 2 * 128 * 128 + 2 * 3 * 8 * (128 + 128)
-    assert kept(tensor("model.norm.weight", 128), **lora) == 2 * 128
 
 
 def test_layers_of_the_same_settings_share_a_rotary_table() -> None:
@@ -287,8 +279,13 @@ def test_tables_of_interleaved_positions_were_long_too() -> None:
 
 def test_offloaded_weights_are_taken_off_but_never_more_than_there_are() -> None:
     one = [tensor("model.layers.0.mlp.up_proj.weight", 256, 128)]
-    assert rank_weights(model(), one, Deployment(device="cpu", cpu_offload_bytes=65536), exact=True).bytes == SCALES
-    assert rank_weights(model(), one, Deployment(device="cpu", cpu_offload_bytes=10**9), exact=True).bytes == 0
+    assert rank_weights(model(), one, Deployment(device="rocm", cpu_offload_bytes=65536), exact=True).bytes == SCALES
+    assert rank_weights(model(), one, Deployment(device="rocm", cpu_offload_bytes=10**9), exact=True).bytes == 0
+
+
+def test_offloading_to_the_host_frees_nothing_where_the_host_is_the_device() -> None:
+    one = tensor("model.layers.0.mlp.up_proj.weight", 256, 128)
+    assert kept(one, cpu_offload_bytes=10**9) == one.bytes
 
 
 def test_only_sizes_of_the_checkpoint_itself_are_exact() -> None:

@@ -146,6 +146,23 @@ def test_what_the_user_set_is_kept() -> None:
     assert found.estimate_graphs is False
 
 
+@pytest.mark.parametrize(
+    ("asked", "method"),
+    [
+        ({"model": "some/EAGLE-LLaMA3"}, "eagle"),
+        ({"model": "some/EAGLE3-LLaMA3.1"}, "eagle3"),
+        ({"model": "some/Llama-1B"}, "draft_model"),
+        ({"model": "some/EAGLE3-LLaMA3.1", "method": "draft_model"}, "draft_model"),
+        ({"model": "[ngram]"}, "ngram"),
+        ({"method": "deepseek_mtp"}, "mtp"),
+    ],
+)
+def test_a_way_of_drafting_is_told_by_the_drafts_name(asked: dict[str, object], method: str) -> None:
+    found = deployed(speculative_config={"num_speculative_tokens": 2, **asked}).speculation
+    assert found is not None
+    assert found.method == method
+
+
 @pytest.mark.parametrize("largest", [99_999_999_999, 2**62])
 def test_no_graph_is_larger_than_a_batch(largest: int) -> None:
     sizes = deployed(max_cudagraph_capture_size=largest, max_num_batched_tokens=64).graph_sizes

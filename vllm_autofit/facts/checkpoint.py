@@ -7,16 +7,23 @@ from collections.abc import Mapping
 
 from vllm_autofit.errors import ConfigError, UnknownModelError, WeightsError
 from vllm_autofit.facts.config import load_config, model_facts
+from vllm_autofit.facts.families.drafters import drafting_config
 from vllm_autofit.facts.weights import read_tensors
 from vllm_autofit.values import Model
+
+WITHOUT_CHECKPOINT = ("ngram", "ngram_gpu", "suffix", "custom_class", "extract_hidden_states")
+"""Ways of speculating whose ``model``, if any, is no checkpoint (vLLM 0.32 ``config/speculative.py``)."""
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "1"}
 
 
 def draft_of(model: str, speculation: object) -> str | None:
     """The checkpoint that a ``speculative_config`` names, None where a model drafts for itself or nothing does."""
-    draft = speculation.get("model") if isinstance(speculation, Mapping) else None
-    return draft if isinstance(draft, str) and draft != model else None
+    asked = speculation if isinstance(speculation, Mapping) else {}
+    draft = asked.get("model")
+    if not isinstance(draft, str) or asked.get("method") in WITHOUT_CHECKPOINT:
+        return None
+    return draft if draft not in (model, "ngram", "[ngram]") else None
 
 
 def read_model(
@@ -68,7 +75,7 @@ def _drafter(name: str | None, hub: bool) -> tuple[Model | None, tuple[str, ...]
     if name is None:
         return None, ()
     try:
-        model = read_model(name, hub=hub)
+        model = read_model(name, config=drafting_config(load_config(name, hub=hub)), hub=hub)
     except ConfigError as error:
         return None, (f"the draft model isn't counted: {error}",)
     return (model, ()) if model.facts is not None else (None, model.notes)

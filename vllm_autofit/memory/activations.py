@@ -69,6 +69,20 @@ MULTIPROCESSORS_BY_DEVICE = {
 }  # fmt: skip
 """NVIDIA's data sheets, by part of the device's name."""
 
+TIMED_KERNELS_SINCE = (0, 15)
+"""With an empty compile cache, torch.compile times kernels on arguments that it makes up in their real shapes
+(``benchmark_combo_kernel``, config/compilation.py, read in the wheels of 0.15 to 0.33; torch 2.13's
+``codegen/triton_combo_kernel.py: get_args``). The largest is the embedding. A published pair of 0.29 printed 0.67 GiB
+instead of 0.22 with 0.58 GiB of embedding (m279, m280)."""
+
+PINNED_SINCE = (0, 27)
+PINNED_UNTIL = (0, 31)
+"""From 0.27 on vLLM counts what the device lost, so blocks that torch keeps count too; since 0.31 large blocks aren't
+split while it profiles (v1/worker/gpu_worker.py: _scoped_allocator_max_split, whose comment tells why). Between,
+something small is carved out of the freed copy and keeps all of it: 0.53 GiB more consumed in m280, and both copies
+explain m326 (0.27.1) to 0.01. A start with two ranks shows nothing of it (m325): it is counted where a rank has the
+whole embedding."""
+
 ERROR = 0.08
 """11 of 12 published starts with known settings were within 0.01 (docs/accuracy.md). Wider, because only the sampler is
 behind most of them: experts, encoders and the forward pass rest on a few."""
@@ -80,7 +94,7 @@ def activation_peak(facts: ModelFacts, deployment: Deployment) -> Term:
         return Term(0, why="the CPU backend takes off what its worker still holds after the profile run")
     forward = forward_bytes(facts, deployment)
     sampler = sampler_bytes(facts, deployment)
-    kept = kept_bytes(facts, deployment)
+    kept = kept_bytes(facts, deployment) + sampler_state_bytes(facts, deployment)
     encoder_peak, encoder_output = encoder_bytes(facts, deployment)
     inside = encoder_output + max(forward, sampler)
     if encoder_peak > inside:
@@ -91,6 +105,25 @@ def activation_peak(facts: ModelFacts, deployment: Deployment) -> Term:
         else f"the forward pass over {deployment.max_num_batched_tokens} tokens"
     )
     return Term(kept + inside, ERROR, why)
+
+
+def compiling_bytes(facts: ModelFacts, deployment: Deployment) -> int:
+    """What a start with an empty compile cache profiles beyond ``activation_peak``, where the embedding is compiled.
+
+    Several pipeline stages: the first has the embedding, the last what sampling keeps. 0 where nothing is compiled.
+    Plans leave it out, since they can't tell whether the cache is empty: a first start gets a KV cache that is smaller
+    by so much. Published starts are read with it.
+    """
+    if deployment.device == "cpu" or deployment.enforce_eager or deployment.vllm < TIMED_KERNELS_SINCE:
+        return 0
+    copy = facts.vocabulary * facts.hidden_size * deployment.element_bytes // deployment.tensor_parallel
+    peak, kept = forward_bytes(facts, deployment), kept_bytes(facts, deployment)
+    if deployment.pipeline_parallel == 1:
+        peak = max(peak, sampler_bytes(facts, deployment))
+        kept += sampler_state_bytes(facts, deployment)
+    pinned = deployment.tensor_parallel == 1 and PINNED_SINCE <= deployment.vllm < PINNED_UNTIL
+    compiling = kept + max(peak, copy) + (copy if pinned else 0)
+    return max(0, compiling - activation_peak(facts, deployment).bytes)
 
 
 def host_peak_bytes(facts: ModelFacts, deployment: Deployment) -> int:
@@ -122,14 +155,19 @@ def logit_bytes(facts: ModelFacts, deployment: Deployment) -> float:
 
 
 def kept_bytes(facts: ModelFacts, deployment: Deployment) -> int:
-    """What the profile run allocates and never gives back."""
+    """What the forward pass allocates and never gives back."""
     major = (deployment.compute_capability or (0, 0))[0]
     total = CUBLAS_BYTES.get(major, CUBLAS_BYTES_OTHERS)
     if deployment.vllm >= WORKSPACE_KEPT_SINCE:
         total += expert_workspace_bytes(facts, deployment)
+    return total
+
+
+def sampler_state_bytes(facts: ModelFacts, deployment: Deployment) -> int:
+    """What sampling keeps, on the last pipeline stage."""
     if facts.runner == "pooling":
-        return total
-    second = uses_second_runner(facts, deployment)
+        return 0
+    total, second = 0, uses_second_runner(facts, deployment)
     if second and deployment.vllm >= COUNTERS_COUNTED_SINCE:
         total += round(deployment.max_num_seqs * facts.vocabulary * COUNTER_BYTES_PER_LOGIT)
     if deployment.vllm > SORTED_UNTIL and not (second and deployment.vllm < SECOND_RUNNER_SAMPLES_FULLY_SINCE):

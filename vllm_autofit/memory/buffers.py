@@ -86,6 +86,13 @@ def deepstack_bytes(facts: ModelFacts, deployment: Deployment) -> int:
     return DEEPSTACK_LEVELS * deployment.max_num_batched_tokens * row
 
 
+def rotary_tables(facts: ModelFacts, deployment: Deployment) -> set[tuple[int, object]]:
+    """The rotary tables of a model, as ``rotary_table`` tells them; two models in a process share equal ones."""
+    attentions = [attention for layer in facts.layers for attention in _attentions(layer)]
+    tables = {rotary_table(facts, attention, deployment) for attention in attentions}
+    return {table for table in tables if table is not None}
+
+
 def rotary_table(facts: ModelFacts, attention: Attention, deployment: Deployment) -> tuple[int, object] | None:
     """Bytes of the table that a layer looks its rotations up in, and what tells it from other layers' tables.
 
@@ -100,7 +107,7 @@ def rotary_table(facts: ModelFacts, attention: Attention, deployment: Deployment
     rows = table_rows(parameters, facts, deployment)
     columns = _columns(facts, attention, parameters, own is not None)
     itemsize = 4 if facts.model_type in FLOAT32_TABLES else deployment.element_bytes
-    settings = tuple(sorted((name, repr(value)) for name, value in parameters.items()))
+    settings = (facts.raw.get("rope_theta"), *sorted((name, repr(value)) for name, value in parameters.items()))
     return rows * columns * itemsize, (attention.head_size, columns, rows, settings)
 
 

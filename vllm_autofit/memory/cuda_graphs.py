@@ -5,11 +5,16 @@ from __future__ import annotations
 from vllm_autofit.architecture import ModelFacts
 from vllm_autofit.demand import Term
 from vllm_autofit.deployment import Deployment, GraphMode
+from vllm_autofit.memory.runner import uses_second_runner
 from vllm_autofit.units import MIB
 
 SUBTRACTED_SINCE = (0, 20)
 """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS is on by default in envs.py of 0.20.0 and off in 0.18 and 0.19. vLLM's own
 message dates it to 0.21."""
+
+SECOND_RUNNER_ESTIMATES_SINCE = (0, 29)
+"""Up to 0.28 the second runner's ``profile_cudagraph_memory`` returns 0, whatever is asked for: its graphs come beside
+what vLLM asked for (v1/worker/gpu/model_runner.py, read in the wheels of 0.20 to 0.33)."""
 
 BOTH_KINDS_SINCE = (0, 11)
 """Decode batches are captured whole beside the pieces since 0.11 (config: cudagraph_mode FULL_AND_PIECEWISE)."""
@@ -65,9 +70,12 @@ def captured_pieces(facts: ModelFacts, deployment: Deployment) -> int:
     return count + (len(sizes) if mode == "full" else 0)
 
 
-def graphs_are_subtracted(vllm: tuple[int, int]) -> bool:
-    """Whether this vLLM takes its estimate of the graphs off the KV cache by default."""
-    return vllm >= SUBTRACTED_SINCE
+def graphs_come_off(facts: ModelFacts, deployment: Deployment) -> bool:
+    """Whether this launch takes its estimate of the graphs off the KV cache."""
+    if uses_second_runner(facts, deployment) and deployment.vllm < SECOND_RUNNER_ESTIMATES_SINCE:
+        return False
+    asked = deployment.estimate_graphs
+    return deployment.vllm >= SUBTRACTED_SINCE if asked is None else asked
 
 
 def graph_mode(facts: ModelFacts, deployment: Deployment) -> GraphMode:

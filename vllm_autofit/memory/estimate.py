@@ -10,9 +10,10 @@ from vllm_autofit.memory.activations import activation_peak
 from vllm_autofit.memory.buffers import deepstack_bytes
 from vllm_autofit.memory.checkpoint import tensors_from_facts
 from vllm_autofit.memory.cuda_graphs import cuda_graph_bytes
+from vllm_autofit.memory.drafts import draft_weights
 from vllm_autofit.memory.kv_cache import kv_layout
 from vllm_autofit.memory.overhead import non_torch_bytes
-from vllm_autofit.memory.weights import draft_weights, rank_weights
+from vllm_autofit.memory.weights import rank_weights
 from vllm_autofit.values import Model
 
 QUANTISED_IN_PLACE_SINCE = (0, 16)
@@ -62,7 +63,7 @@ class Estimator:
         """The weights, which only few settings change."""
         key = replace(deployment, max_num_seqs=1, max_num_batched_tokens=1, kv_cache_dtype="auto", enforce_eager=False)
         if key not in self._weights:
-            self._weights[key] = _weights(self._model, self._draft(deployment), key)
+            self._weights[key] = loaded_weights(self._model, key)
         term = self._weights[key]
         more = deepstack_bytes(self.facts, deployment)
         return Term(term.bytes + more, term.error, term.why) if more else term
@@ -72,15 +73,12 @@ class Estimator:
         return None if deployment.speculation is None else self._model.draft
 
 
-def _weights(model: Model, draft: Model | None, deployment: Deployment) -> Term:
-    """The model's, and what drafts for it: prediction layers of its own checkpoint, or a checkpoint beside it."""
+def loaded_weights(model: Model, deployment: Deployment) -> Term:
+    """Bytes on the fullest rank of the model's weights, tensors at hand, and of what drafts for it."""
     assert model.facts is not None
     own = rank_weights(model.facts, model.tensors, deployment, exact=model.exact)
-    if draft is not None and draft.facts is not None:
-        more = rank_weights(draft.facts, draft.tensors, deployment, exact=draft.exact)
-    elif deployment.speculation is not None and deployment.speculation.method == "mtp":
-        more = draft_weights(model.facts, model.tensors, deployment, exact=model.exact)
-    else:
+    more = draft_weights(model, deployment)
+    if more is None:
         return own
     total = own.bytes + more.bytes
     return Term(total, (own.error_bytes + more.error_bytes) / max(1, total), f"{own.why}, and what drafts")

@@ -64,10 +64,12 @@ CUDA_KERNELS_OLDER_BYTES = 50 * MIB
 0.03 to 0.08 were printed by older ones."""
 
 TRIAL_CAPTURE_BYTES = 117 * MIB
-"""More since 0.18, where the trial capture of CUDA graphs comes before vLLM looks: 0.25 GiB in all on H100, 0.23 on
+"""More where the first runner captures CUDA graphs on trial before vLLM looks: 0.25 GiB in all on H100, 0.23 on
 B300."""
 
 TRIAL_CAPTURE_SINCE = (0, 18)
+TRIAL_CAPTURE_LATER_SINCE = (0, 27)
+"""v1/worker/gpu_worker.py: inside of ``memory_profiling`` from 0.18 to 0.26, after it since 0.27."""
 
 CUDA_FIRST_PEER_BYTES = 410 * MIB
 CUDA_PEER_BYTES = 270 * MIB
@@ -136,7 +138,7 @@ def non_torch_bytes(facts: ModelFacts, deployment: Deployment) -> Term:
         return Term(CPU_WORKER_BYTES + copies, CPU_WORKER_ERROR, "the worker process")
     major = (deployment.compute_capability or (9, 0))[0]
     total = CUDA_KERNELS_BYTES if major >= 9 else CUDA_KERNELS_OLDER_BYTES
-    if deployment.vllm >= TRIAL_CAPTURE_SINCE and not deployment.enforce_eager:
+    if _captures_before_vllm_looks(facts, deployment):
         total += TRIAL_CAPTURE_BYTES
     why = "kernels"
     if deployment.tensor_parallel > 1:
@@ -146,6 +148,12 @@ def non_torch_bytes(facts: ModelFacts, deployment: Deployment) -> Term:
         total += delta_rule_bytes(deployment)
         why += ", local memory of delta-rule kernels"
     return Term(total, NON_TORCH_ERROR, why)
+
+
+def _captures_before_vllm_looks(facts: ModelFacts, deployment: Deployment) -> bool:
+    """Whether CUDA graphs are captured on trial while memory is profiled."""
+    on_trial = TRIAL_CAPTURE_SINCE <= deployment.vllm < TRIAL_CAPTURE_LATER_SINCE and not deployment.enforce_eager
+    return on_trial and not uses_second_runner(facts, deployment)
 
 
 def peers_bytes(deployment: Deployment) -> int:

@@ -34,6 +34,7 @@ LOAD_TIME_BITS = {
     "fp8_per_channel": 8.0,
     "fp8_per_block": 8.0 + 32 / (128 * 128),
     "mxfp8": 8.0 + 8 / 32,
+    "mxfp4": 4.0 + 8 / 32,
     "int8_per_channel_weight_only": 8.0,
     "experts_int8": 8.0,
     "bitsandbytes": 4.0 + 32 / 64,
@@ -41,6 +42,9 @@ LOAD_TIME_BITS = {
 }
 """Bits of a weight that is quantised while it is loaded, its scales included. bitsandbytes: NF4 in blocks of 64 with a
 float32 scale each (vLLM expands doubly quantised ones: ``bitsandbytes_loader._dequantize_dq``, 0.22)."""
+
+EXPERTS_ONLY = frozenset({"experts_int8", "int8_per_channel_weight_only", "nvfp4_per_token"})
+"""Of these, those that leave all but experts as they are (0.32 ``config/quantization.py``: no ``linear``)."""
 
 TORCH_TOWERS = ("gemma3n", "gemma4")
 """Model types whose towers are transformers' own modules, which vLLM doesn't quantise while loading (0.32
@@ -101,6 +105,8 @@ def _index_head_size(facts: ModelFacts) -> int:
 def _quantised_at_load(tensor: Tensor, what: Role, facts: ModelFacts, deployment: Deployment) -> bool:
     if facts.quantization is not None or deployment.quantization not in LOAD_TIME_BITS:
         return False
+    if deployment.quantization in EXPERTS_ONLY:
+        return what.part == "layer" and what.split == "experts" and _is_matrix(tensor, what)
     if what.part == "tower":
         return (
             what.split != "whole"
@@ -109,8 +115,6 @@ def _quantised_at_load(tensor: Tensor, what: Role, facts: ModelFacts, deployment
         )
     if what.part != "layer" or not _is_matrix(tensor, what):
         return False
-    if deployment.quantization == "experts_int8":
-        return what.split == "experts"
     return what.split not in ("whole", "channels") and what.module != "conv1d"
 
 

@@ -77,7 +77,7 @@ WHOLE = _names(
     """
     gate router shared_expert_gate q_a_proj kv_a_proj_with_mqa g_a_proj f_a_proj indexer patch_embed
     conv1 conv2 merging_layer mm_input_projection fc1_latent_proj fc2_latent_proj per_layer_input_gate
-    per_layer_projection altup
+    per_layer_projection altup eh_proj
     """
 )
 """Layers that every rank keeps whole."""
@@ -199,6 +199,8 @@ def _split(part: Part, modules: list[str], module: str, parameter: str, dimensio
         return "channels"
     if module == "norm" and modules[-2:-1] in (["mixer"], ["mamba"]):
         return "channels"  # Mamba 2's gated norm goes over the inner width
+    if module == "fc" and part == "everywhere":
+        return "whole"  # EAGLE's; that of prediction layers is split
     if not WHOLE.isdisjoint([*modules, module]) or "norm" in module.lower() or module.startswith("ln_"):
         return "whole"
     if dimensions < 2 and parameter != "bias" and parameter not in PARAMETERS:

@@ -16,22 +16,14 @@ from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory.allocator import allocated_bytes
 from vllm_autofit.memory.buffers import stage_buffers
 from vllm_autofit.memory.fp4_experts import loaded_share
-from vllm_autofit.memory.lora import adapter_bytes
+from vllm_autofit.memory.lora import stage_adapters
 from vllm_autofit.memory.precision import dequantised_bytes, kept_bytes, load_time_scale_bytes
 from vllm_autofit.memory.sharding import PLAIN_TABLES, Role, cut, fused, padded, rank_share, role, stage_of_layers
+from vllm_autofit.memory.stages import embedding_stages, head_stages
 
 CONFIG_ERROR = 0.01
 """Relative, where the tensors were made up from a config or stand for sizes of files. Of 52 published starts 50 are
 within it, of 9 quantised ones all (the worst is 0.5 % off); a DeepSeek-V2 on 8 GPUs takes 5.7 % more, unexplained."""
-
-ON_EVERY_STAGE = frozenset(
-    """
-    cohere cohere2 dbrx gemma gemma2 gemma3 gemma3n gemma4 gpt2 gpt_oss gptj granitemoe granitemoehybrid
-    granitemoeshared hy_v3 jamba mamba mamba2 minicpm mixtral nemotron_h olmo_hybrid olmoe opt orion phimoe plamo3
-    qwen2_moe qwen3_5 qwen3_5_moe qwen3_moe qwen3_next qwen3_vl_moe stablelm zamba2
-    """.split()  # noqa: SIM905
-)
-"""Model types whose embeddings and head vLLM 0.32 makes on every pipeline stage: ``models/`` don't ask for the rank."""
 
 
 def rank_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment, *, exact: bool) -> Term:
@@ -42,18 +34,19 @@ def rank_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deplo
         exact: whether these are the checkpoint's own sizes.
     """
     held = _held(facts, tensors, deployment)
-    for made, buffers in zip(held, stage_buffers(facts, deployment), strict=True):
-        made += buffers
+    for more in (stage_buffers(facts, deployment), stage_adapters(facts, deployment)):
+        for made, sizes in zip(held, more, strict=True):
+            made += sizes
     count = allocated_bytes if deployment.device == "cuda" else sum
-    fullest = max(0, max(count(made) for made in held) - deployment.cpu_offload_bytes)
+    offloaded = deployment.cpu_offload_bytes if deployment.device != "cpu" else 0
+    fullest = max(0, max(count(made) for made in held) - offloaded)
     return Term(fullest, 0.0 if exact else CONFIG_ERROR, _why(tensors, deployment, exact))
 
 
-def draft_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment, *, exact: bool) -> Term:
+def prediction_weights(facts: ModelFacts, tensors: Sequence[Tensor], deployment: Deployment, *, exact: bool) -> Term:
     """Bytes on a rank of the prediction layers that a checkpoint carries for speculative decoding (``mtp``).
 
-    Their embeddings and head are the model's own. A draft with a checkpoint of its own is a model like any other:
-    ``rank_weights`` counts it.
+    Their embeddings and head are the model's own.
     """
     total = sum(
         (entry.size + entry.beside) * count
@@ -84,7 +77,7 @@ class _Entry(NamedTuple):
 
     size: int
     beside: int
-    """Bytes of scales, copies and adapters."""
+    """Bytes of scales and copies."""
     stages: Sequence[int] | None
     """The pipeline stages that load it; none where vLLM leaves it out. None: the stage of its layer."""
     is_draft: bool
@@ -134,23 +127,18 @@ def _rank_bytes(
     own = round(whole * share * loaded_share(tensor, what, layer, facts, deployment))
     copies = dequantised_bytes(tensor, what, facts, deployment)
     scales = load_time_scale_bytes(tensor, what, facts, deployment)
-    return own, round((copies + scales) * share) + adapter_bytes(tensor, what, share, deployment)
+    return own, round((copies + scales) * share)
 
 
 def _stages(facts: ModelFacts, what: Role, deployment: Deployment) -> Sequence[int] | None:
     count = deployment.pipeline_parallel
     first, last, every = (0,), (count - 1,), range(count)
-    on_every_stage = facts.model_type.removesuffix("_text") in ON_EVERY_STAGE
     if what.part == "layer":
         return None
     if what.part == "head":
-        if facts.tied_embeddings or facts.runner == "pooling":
-            return ()
-        return every if on_every_stage else last
+        return () if facts.tied_embeddings or facts.runner == "pooling" else head_stages(facts, count)
     if what.part == "embedding":
-        if on_every_stage:
-            return every
-        return (0, count - 1) if facts.tied_embeddings and count > 1 else first
+        return embedding_stages(facts, count)
     if what.part == "task":
         return last if facts.labels else ()
     if what.part == "unused" or (what.part == "tower" and deployment.text_only):

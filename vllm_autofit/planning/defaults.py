@@ -119,7 +119,7 @@ def deployment_of(
         kv_offload_bytes=_gib(knobs.get("kv_offloading_size")),
         lora_adapters=_count(knobs, "max_loras") if knobs.get("enable_lora") else 0,
         lora_rank=_number(knobs.get("max_lora_rank")) or 16,
-        speculation=_speculation(_mapping(knobs.get("speculative_config"))),
+        speculation=speculation_of(_mapping(knobs.get("speculative_config"))),
         text_only=bool(knobs.get("language_model_only")),
         items_per_prompt=_items(_mapping(knobs.get("limit_mm_per_prompt"))),
         separate_processes=separate_processes,
@@ -196,16 +196,24 @@ def _given(knobs: Mapping[str, object], names: tuple[str, ...]) -> dict[str, obj
     return {name: knobs[name] for name in names if knobs.get(name) is not None}
 
 
-def _speculation(asked: Mapping[str, object]) -> Speculation | None:
+def speculation_of(asked: Mapping[str, object]) -> Speculation | None:
+    """``speculative_config``; where it names no method, vLLM goes by the draft's name (``config/speculative.py``)."""
     if not asked:
         return None
     model = _text(asked.get("model"))
-    method = _text(asked.get("method")) or ("draft_model" if model else "ngram")
+    method = _text(asked.get("method")) or _method(model or "ngram")
     return Speculation(
         method="mtp" if method.endswith("_mtp") else method,  # vLLM has a name for each model's, and one for all
         tokens=_number(asked.get("num_speculative_tokens")) or 1,
         model=model,
     )
+
+
+def _method(model: str) -> str:
+    name = model.lower()
+    if name in ("ngram", "[ngram]"):
+        return "ngram"
+    return "eagle" if "eagle-" in name else "eagle3" if "eagle3" in name else "draft_model"
 
 
 def _items(asked: Mapping[str, object]) -> dict[str, int] | None:

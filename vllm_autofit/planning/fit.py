@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vllm_autofit.demand import Demand
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
-from vllm_autofit.memory.cuda_graphs import graphs_are_subtracted
+from vllm_autofit.memory.cuda_graphs import graphs_come_off
 from vllm_autofit.memory.estimate import Estimator
 from vllm_autofit.memory.overhead import unprofiled_bytes
 from vllm_autofit.units import MIB
@@ -88,9 +88,8 @@ def weigh(estimator: Estimator, deployment: Deployment, room: Room) -> Fit:
         missing = max(missing, fixed + sum(term.bytes for term in everything) - there)
         return Fit(deployment, terms, room.asked_bytes, fixed, 0, missing_bytes=missing)
     asked, beside, more = room.asked_bytes, 0, 0
-    counted = deployment.estimate_graphs
     taken = everything
-    if not (graphs_are_subtracted(deployment.vllm) if counted is None else counted):
+    if not graphs_come_off(estimator.facts, deployment):
         taken = everything[:-1]
         if room.share_is_fixed:
             missing = max(missing, terms.cuda_graphs.bytes - room.beside_bytes)
