@@ -1,1 +1,1 @@
-"""An exception of vLLM's -> the phase it happened in. Pure."""
+"""A log or an exception of vLLM's -> what failed, in which phase, and what to change. Pure."""
