@@ -87,17 +87,60 @@ def record(run_id: str = "20261121T120000Z-1-aaaa", state: str = "serving", **se
     return {**document, **sections}
 
 
-def measured(run_id: str, overhead_bytes: int, tokens: int | None = None) -> Record:
-    """The record of a start that came up on one device and took ``overhead_bytes`` of it before vLLM's check."""
+def measured(
+    run_id: str = "20261121T120000Z-1-aaaa",
+    overhead_bytes: int = GIB,
+    *,
+    asked_gib: float = 60,
+    least_free_gib: float | None = None,
+    requests: int = 0,
+    how: str | None = None,
+    failure: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+    rank: dict[str, Any] | None = None,
+) -> Record:
+    """The record of a start that came up on one device of 80 GiB, 70 of them free when it was planned.
+
+    Args:
+        run_id: its name.
+        overhead_bytes: what it took before vLLM's check.
+        asked_gib: what vLLM was told to take.
+        least_free_gib: seen while it served.
+        requests: answered.
+        how: it ended; None: it still serves.
+        failure: that ended it.
+        engine: replaces what its engine says.
+        rank: replaces what its worker says.
+    """
+    worker = {
+        "device_index": 0,
+        "before": {"device_index": 0, "free_bytes": 70 * GIB - overhead_bytes},
+        "requested_bytes": round(asked_gib * GIB),
+        "kv_cache_bytes": round(asked_gib * GIB) - 20 * GIB,
+        "weights_bytes": 15 * GIB,
+        "activation_peak_bytes": 4 * GIB,
+        "non_torch_bytes": GIB,
+    }
+    served = {"requests": requests, "seconds": float(requests)}
+    if least_free_gib is not None:
+        served["devices"] = [{"device_index": 0, "least_free_bytes": round(least_free_gib * GIB)}]  # type: ignore[assignment]
+    core = {
+        "max_model_len": 8192,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 2048,
+        "kv_cache_dtype": "auto",
+        "enforce_eager": False,
+        "serving": served,
+        "ranks": [{**worker, **(rank or {})}],
+    }
+    ended = None if how is None else {"how": how, "failure": failure or {}}
     return record(
         run_id,
-        identity={"devices": [{"index": 0, "free_bytes": 70 * GIB}]},
-        engines=[
-            {
-                "kv_cache": None if tokens is None else {"tokens": tokens},
-                "ranks": [{"device_index": 0, "before": {"free_bytes": 70 * GIB - overhead_bytes}}],
-            }
-        ],
+        identity={
+            "devices": [{"index": 0, "kind": "cuda", "free_bytes": 70 * GIB, "total_bytes": 80 * GIB, "ranks": 1}]
+        },
+        engines=[{**core, **(engine or {})}],
+        outcome={"state": "serving"} if ended is None else {"state": "ended", "ended": ended},
     )
 
 

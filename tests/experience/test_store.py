@@ -7,17 +7,19 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from tests.builders import record, start_python
-from vllm_autofit.errors import StoreError
-from vllm_autofit.experience import store as store_module
-from vllm_autofit.experience.record import Record
-from vllm_autofit.experience.store import KEPT_PER_KEY, Store
+from vllm_autofit.errors import MisplacedRecordError, NewerRecordError, RecordError, StoreError
+from vllm_autofit.experience import locking
+from vllm_autofit.experience.record import SCHEMA, Record
+from vllm_autofit.experience.store import Store
+from vllm_autofit.experience.upkeep import KEPT_PER_KEY
 
 KEY = "0123456789abcdef"
 RUN = "20261121T120000Z-1-aaaa"
@@ -83,17 +85,10 @@ def test_only_the_user_can_read_a_record(store: Store) -> None:
         path = put(store)
     finally:
         os.umask(before)
-    assert mode(path) == mode(path.parent / ".lock") == "0o600"
-    assert mode(path.parent) == "0o700"
-
-
-def test_only_the_user_can_list_the_cache_folder(store: Store) -> None:
-    before = os.umask(0o022)
-    try:
-        put(store)
-    finally:
-        os.umask(before)
-    assert mode(store.folder) == mode(store.starts) == "0o700"
+    everything = [store.folder, *store.folder.rglob("*")]
+    assert {mode(each) for each in everything if each.is_dir()} == {"0o700"}
+    assert {mode(each) for each in everything if each.is_file()} == {"0o600"}
+    assert path in everything
 
 
 def test_records_of_a_key_come_newest_first(store: Store) -> None:
@@ -174,7 +169,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_the_record_before_and_nothin
     writer = start_python(IMPORTS + FULL_DISK, store.folder, KEY, RUN)
     assert writer.communicate(timeout=60) == ("StoreError\n", "")
     assert list(store.records(KEY)) == [record(RUN)]
-    assert {each.name for each in path.parent.iterdir()} == {path.name, ".lock"}
+    assert {each.name for each in path.parent.iterdir()} == {path.name}
 
 
 # Damage
@@ -191,7 +186,12 @@ DAMAGE: dict[str, bytes] = {
     "a list": b"[]",
     "null": b"null",
     "an object of another kind": b"{}",
-    "another schema": json.dumps({**record(), "schema": 99}).encode(),
+    "no schema": json.dumps({**record(), "schema": None}).encode(),
+    "a schema that never was": json.dumps({**record(), "schema": 0}).encode(),
+    "infinite": json.dumps(record(settings={"x": {"value": float("inf")}})).encode(),
+    "a figure that overflows": json.dumps(record(settings={"x": {"value": "N"}})).replace('"N"', "1e999").encode(),
+    "larger than any record": json.dumps(record(plan={"x": ["y" * 1000] * 1100})).encode(),
+    "a name that leads elsewhere": json.dumps(record(RUN, key="../../etc")).encode(),
     "no outcome": json.dumps({name: each for name, each in record().items() if name != "outcome"}).encode(),
     "negative bytes": json.dumps(record(engines=[{"ranks": [{"weights_bytes": -1}]}])).encode(),
     "more bytes than there are": json.dumps(record(plan={"budget": {"free_bytes": 2**60}})).encode(),
@@ -209,7 +209,6 @@ def test_a_damaged_record_is_set_aside_and_named_once_and_the_others_are_read(st
     damaged = put(store, "20261121T120001Z-1-aaaa")
     put(store, "20261121T120002Z-1-aaaa")
     damaged.write_bytes(content)
-
     assert run_ids(store.records(KEY)) == ["20261121T120002Z-1-aaaa", "20261121T120000Z-1-aaaa"]
     (message,) = store.skipped
     assert str(damaged) in message
@@ -218,8 +217,9 @@ def test_a_damaged_record_is_set_aside_and_named_once_and_the_others_are_read(st
     assert damaged.with_suffix(".damaged").read_bytes() == content
     assert not damaged.exists()
 
-    assert len(list(store.records(KEY))) == 2
-    assert store.skipped == []
+    again = Store(store.folder)
+    assert len(list(again.records(KEY))) == 2
+    assert again.skipped == []
 
 
 def test_a_section_deeper_than_python_recurses_is_damage(store: Store) -> None:
@@ -241,9 +241,8 @@ def test_reading_everything_sets_damage_aside_too(store: Store) -> None:
     put(store, key="a" * 16).write_text("")
     put(store, key="b" * 16).write_text("")
     assert list(store.everything()) == []
-    assert len(store.skipped) == 2
     assert list(store.everything()) == []
-    assert store.skipped == []
+    assert len(store.skipped) == 2
 
 
 def test_a_damaged_record_is_never_written_over(store: Store) -> None:
@@ -252,6 +251,143 @@ def test_a_damaged_record_is_never_written_over(store: Store) -> None:
     put(store)
     assert path.with_suffix(".damaged").read_text() == "damage"
     assert list(store.records(KEY)) == [record(RUN)]
+
+
+PLANTED = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe that nobody writes to": lambda path: os.mkfifo(path),
+    "a device that never ends": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
+def test_what_is_no_file_is_damage_and_neither_waited_for_nor_read(store: Store, plant: Callable[[Path], None]) -> None:
+    put(store)
+    plant(store.path(KEY, "20261121T120001Z-1-aaaa"))
+    assert run_ids(store.records(KEY)) == [RUN]
+    assert "it is no regular file" in store.skipped[0]
+    assert store.path(KEY, "20261121T120001Z-1-aaaa").with_suffix(".damaged").exists()
+
+
+def test_a_record_that_was_mended_while_we_looked_is_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(store)
+    path.write_text("half a rec")
+    real_lock = store._lock
+
+    def lock(key: str, run_id: str) -> AbstractContextManager[None]:
+        path.write_text(json.dumps(record(RUN)))
+        return real_lock(key, run_id)
+
+    monkeypatch.setattr(store, "_lock", lock)
+    assert list(store.records(KEY)) == [record(RUN)]
+    assert store.skipped == []
+
+
+def test_a_record_under_another_start_or_key_is_passed_over_and_left(store: Store) -> None:
+    path = put(store)
+    copy = store.path(KEY, "20261121T120001Z-1-aaaa")
+    copy.write_bytes(path.read_bytes())
+    assert run_ids(store.records(KEY)) == [RUN]
+    (message,) = store.skipped
+    assert f"{KEY}/{RUN}" in message
+    assert copy.read_bytes() == path.read_bytes()
+
+
+def test_a_record_is_not_filed_under_another_start_or_key(store: Store) -> None:
+    put(store)
+    for wrong in (record("another"), record(RUN, key="another")):
+        with pytest.raises(MisplacedRecordError):
+            store.update(KEY, RUN, lambda _, wrong=wrong: wrong)  # type: ignore[misc]
+    assert list(store.records(KEY)) == [record(RUN)]
+
+
+def test_what_is_no_record_is_not_written(store: Store) -> None:
+    put(store)
+    with pytest.raises(RecordError, match="its outcome is"):
+        store.update(KEY, RUN, lambda _: record(RUN, state="happy"))
+    with pytest.raises(RecordError, match="more than"):
+        store.update(KEY, RUN, lambda _: record(RUN, plan={"x": ["y" * 1000] * 1100}))
+    assert list(store.records(KEY)) == [record(RUN)]
+    assert len(list(store.path(KEY, RUN).parent.iterdir())) == 1
+
+
+# Other schemas
+
+
+def test_a_record_of_a_newer_version_is_passed_over_and_never_touched(store: Store) -> None:
+    put(store)
+    newer = store.path(KEY, "20261121T120001Z-1-aaaa")
+    newer.write_text(json.dumps({"schema": SCHEMA + 1, "run_id": newer.stem, "all": "else is different"}))
+    before = newer.read_bytes()
+    assert run_ids(store.records(KEY)) == run_ids(store.everything()) == [RUN]
+    (message,) = store.skipped
+    assert str(newer) in message
+    assert "a newer version wrote it" in message
+    with pytest.raises(NewerRecordError):
+        put(store, newer.stem)
+    assert newer.read_bytes() == before
+    assert {each.name for each in newer.parent.iterdir()} == {newer.name, f"{RUN}.json"}
+
+
+def test_an_older_record_is_read_as_if_it_were_new_and_rewritten_with_the_next_change(store: Store) -> None:
+    path = put(store)
+    path.write_text(json.dumps({**record(RUN), "schema": 1}))
+    before = path.read_bytes()
+    assert list(store.records(KEY)) == [record(RUN)]
+    assert path.read_bytes() == before
+    store.update(KEY, RUN, lambda found: found or {})
+    assert json.loads(path.read_text()) == record(RUN)
+
+
+# The clock
+
+
+def test_after_the_clock_went_back_new_starts_still_sort_last(store: Store) -> None:
+    ahead = "29991231T235959Z-1-aaaa"
+    put(store, ahead)
+    first = store.new_run_id(KEY)
+    put(store, first)
+    second = store.new_run_id(KEY)
+    put(store, second)
+    assert run_ids(store.records(KEY)) == [second, first, ahead]
+    assert first.startswith("30000101T000000Z-")
+
+
+def test_a_start_has_the_time_in_its_name_where_the_clock_did_not_go_back(store: Store) -> None:
+    put(store, "20200101T000000Z-1-aaaa")
+    assert abs(float(store.new_run_id(KEY)[:8]) - float(time.strftime("%Y%m%d", time.gmtime()))) <= 1
+
+
+def test_no_name_is_too_odd_to_follow(store: Store) -> None:
+    for odd in ("99991231T235959Z-1-aaaa", "zzzz", "20269999T999999Z-1-aaaa"):
+        put(store, odd)
+    assert store.new_run_id(KEY)
+
+
+def test_a_new_start_stays_even_if_its_name_is_the_oldest(store: Store) -> None:
+    for number in range(KEPT_PER_KEY):
+        put(store, f"20261121T{number:06}Z-1-aaaa")
+    old = "20000101T000000Z-1-aaaa"
+    put(store, old)
+    assert old in run_ids(store.records(KEY))
+
+
+def test_a_folder_that_can_not_be_read_still_gives_a_name(no_folder: Store) -> None:
+    assert no_folder.new_run_id(KEY)
+
+
+# Forgetting
+
+
+def test_forgotten_starts_are_gone_and_the_others_stay(store: Store) -> None:
+    kept, gone, elsewhere = (f"20261121T12000{second}Z-1-aaaa" for second in (0, 1, 2))
+    for run_id in (kept, gone):
+        put(store, run_id)
+    put(store, elsewhere, "b" * 16)
+    assert store.forget([gone, elsewhere, "never was"]) == 2
+    assert run_ids(store.everything()) == [kept]
+    assert [each.name for each in store.starts.iterdir()] == [KEY]
+    assert store.forget([gone]) == 0
 
 
 # A folder that can't be used
@@ -290,9 +426,12 @@ def test_a_cache_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_lock_that_is_held_too_long_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(store)
-    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
-    with FileLock(path.parent / ".lock"), pytest.raises(StoreError, match=r"\.lock"):
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 0.1)
+    (lock,) = (store.folder / "locks").iterdir()
+    with FileLock(lock), pytest.raises(StoreError, match="lock"):
         put(store)
+    assert list(store.records(KEY)) == [record(RUN)], "reading needs no lock"
+    assert path.exists()
 
 
 # Several processes

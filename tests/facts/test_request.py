@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from tests.builders import GIB, start_python
 from vllm_autofit import FIELDS
-from vllm_autofit.facts.request import ENVIRONMENT_KNOBS, KNOBS, local_ranks, plain, read_request
+from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
+
+
+class Level(enum.IntEnum):
+    ONE = 1
+    TWO = 2
 
 
 @dataclass
@@ -22,6 +27,7 @@ class CompilationConfig:
     """A setting that is a dataclass itself."""
 
     level: int | None = None
+    cache_dir: str = ""
     cudagraph_capture_sizes: list[int] | None = None
     traces: list[str] = field(default_factory=list, init=False)
 
@@ -45,7 +51,18 @@ class EngineArgs:
     nnodes: int = 1
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
+    data_parallel_rank: int | None = None
+    optimization_level: Level = Level.TWO
+    hf_overrides: Any = field(default_factory=dict)
+    hf_token: str | None = None
+    tokenizer: str | None = None
     limit_mm_per_prompt: dict[str, int] = field(default_factory=dict)
+    kv_transfer_config: Any = None
+    speculative_config: dict[str, Any] | None = None
+    spec_method: str | None = None
+    spec_model: str | None = None
+    spec_tokens: int | None = None
+    of_tomorrow: str = "default"
     compilation_config: CompilationConfig = field(default_factory=CompilationConfig)
     disable_log_stats: bool = False
 
@@ -102,18 +119,82 @@ def test_knobs_set_to_an_equal_default_are_not_changed() -> None:
     assert asked.knobs_changed == frozenset()
 
 
+@pytest.mark.parametrize(
+    "unchanged",
+    [
+        {"optimization_level": 2},
+        {"tensor_parallel_size": 1},
+        {"tokenizer": "some/model"},
+        {"compilation_config": CompilationConfig(cache_dir="/elsewhere")},
+        {"hf_token": "hf_secret"},
+        {"data_parallel_rank": None},
+    ],
+    ids=str,
+)
+def test_what_vllm_takes_for_the_same_is_not_changed(unchanged: dict[str, Any]) -> None:
+    assert read_request(EngineArgs(**unchanged), [], {}).knobs_changed == frozenset()
+
+
+def test_a_setting_that_no_table_names_is_a_knob_once_it_is_changed() -> None:
+    assert "of_tomorrow" not in read_request(EngineArgs(), [], {}).knobs
+    asked = read_request(EngineArgs(of_tomorrow="secret"), [], {})
+    assert asked.knobs_changed == {"of_tomorrow"}
+    assert "secret" not in str(asked.knobs["of_tomorrow"])
+
+
+def test_settings_that_may_hold_a_secret_leave_a_digest() -> None:
+    one, two = (read_request(EngineArgs(hf_overrides={"token": text}), [], {}) for text in ("secret", "other"))
+    assert "secret" not in str(one)
+    assert one.knobs["hf_overrides"] != two.knobs["hf_overrides"]
+    assert read_request(EngineArgs(), [], {}).knobs["hf_overrides"] == {}
+
+
+def test_a_rank_that_is_started_by_itself_is_a_knob_but_not_which_one() -> None:
+    one, two = (read_request(EngineArgs(data_parallel_rank=rank), [], {}) for rank in (0, 1))
+    assert one.knobs_changed == {"data_parallel_rank"}
+    assert one == two
+
+
+@pytest.mark.parametrize("drawn", [{"engine_id": "drawn"}, {"engine_id": "drawn", "kv_port": 1}])
+def test_what_differs_at_every_start_is_not_read(drawn: dict[str, Any]) -> None:
+    connector = {"kv_connector": "Some"}
+    one, two = (
+        read_request(EngineArgs(kv_transfer_config=config), [], {}) for config in (connector, connector | drawn)
+    )
+    assert one == two
+    assert one.knobs_changed == {"kv_transfer_config"}
+
+
+def test_short_forms_of_speculation_are_read_as_vllm_does() -> None:
+    short = read_request(EngineArgs(spec_method="ngram", spec_model="draft", spec_tokens=3), [], {})
+    whole = {"method": "ngram", "model": "draft", "num-speculative-tokens": 3}
+    assert short == read_request(EngineArgs(speculative_config=whole), [], {})
+    assert short.knobs["speculative_config"] == {"method": "ngram", "model": "draft", "num_speculative_tokens": 3}
+    mixed = EngineArgs(spec_tokens=3, speculative_config={"method": "ngram", "model": "draft"})
+    assert read_request(mixed, [], {}) == short
+    assert short.knobs_changed == {"speculative_config"}
+
+
+def test_what_vllm_noted_in_the_speculative_config_is_not_the_users() -> None:
+    asked = {"method": "ngram"}
+    noted = asked | {"target_model_config": Opaque(), "target_parallel_config": Opaque()}
+    one, two = (read_request(EngineArgs(speculative_config=config), [], {}) for config in (asked, noted))
+    assert one == two
+
+
 def test_knobs_that_this_vllm_lacks_are_skipped() -> None:
     asked = read_request(OldEngineArgs(), [], {})
     assert asked.knobs == {}
     assert asked.local_ranks == 1
 
 
-@pytest.mark.parametrize("name", ENVIRONMENT_KNOBS)
-def test_environment_variables_that_memory_depends_on_are_knobs_when_set(name: str) -> None:
-    assert name not in read_request(EngineArgs(), [], {name: ""}).knobs
-    asked = read_request(EngineArgs(), [], {name: "1", "HOME": "/home/someone"})
-    assert asked.knobs[name] == "1"
-    assert asked.knobs_changed == {name}
+def test_environment_variables_that_memory_depends_on_are_knobs_when_set() -> None:
+    environ = {"VLLM_USE_V2_MODEL_RUNNER": "1", "NCCL_BUFFSIZE": "", "HOME": "/home/someone", "VLLM_OF_TOMORROW": "1"}
+    asked = read_request(EngineArgs(), [], environ)
+    assert asked.knobs["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+    assert asked.knobs_changed == {"VLLM_USE_V2_MODEL_RUNNER"}
+    asked = read_request(EngineArgs(), [], environ, variables=["VLLM_OF_TOMORROW"])
+    assert asked.knobs_changed == {"VLLM_USE_V2_MODEL_RUNNER", "VLLM_OF_TOMORROW"}
 
 
 def test_reading_leaves_the_engine_args_alone() -> None:
@@ -227,17 +308,32 @@ def some_function() -> None:
         ({1: "one"}, {"1": "one"}),
         ({"c", "a", "b"}, ["a", "b", "c"]),
         (Backend.FLASH, "FLASH"),
-        (CompilationConfig(level=3), {"level": 3}),
-        (CompilationConfig, "CompilationConfig"),
-        (some_function, "some_function"),
-        (Opaque(), "Opaque"),
-        (PurePosixPath("/x"), "PurePosixPath"),
+        (CompilationConfig(level=3), {"cache_dir": "", "level": 3}),
+        (CompilationConfig, f"{__name__}.CompilationConfig"),
+        (Opaque(), f"{__name__}.Opaque"),
+        (PurePosixPath("/x"), "PurePosixPath('/x')"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_plain_values_are_what_json_holds(value: object, expected: object) -> None:
     assert plain(value) == expected
     assert json.loads(json.dumps(plain(value))) == expected
+
+
+def test_functions_are_told_apart_by_what_they_do() -> None:
+    def one(config: Any) -> Any:
+        return [config.update(layers=1) for _ in range(1)]
+
+    functions = {
+        "one": one,
+        "two": lambda config: config.update(layers=1),
+        "three": lambda config: config.update(layers=2),
+        "four": lambda config: config.clear(layers=2),
+    }
+    assert len({plain(each) for each in functions.values()}) == len(functions)
+    assert plain(one) == plain(one)
+    assert "0x" not in plain(one)
+    assert plain(some_function).startswith(f"{__name__}.some_function ")
 
 
 def test_keys_of_a_plain_mapping_are_in_order_whatever_the_order_they_came_in() -> None:
@@ -262,8 +358,8 @@ def test_sets_come_out_in_one_order(value: set[str | int]) -> None:
 
 def test_every_process_reads_the_same_request() -> None:
     script = (
-        "from tests.facts.test_request import EngineArgs, Opaque, read_request\n"
-        "args = EngineArgs(limit_mm_per_prompt={'image': {'a', 'b', 'c'}, 'x': Opaque()})\n"
+        "from tests.facts.test_request import EngineArgs, Opaque, read_request, some_function\n"
+        "args = EngineArgs(limit_mm_per_prompt={'image': {'a', 'b', 'c'}, 'x': Opaque()}, hf_overrides=some_function)\n"
         "print(read_request(args, [], {}).knobs)"
     )
     processes = [start_python(script, PYTHONHASHSEED=seed) for seed in ("1", "2")]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
+from types import CodeType, FunctionType
 from typing import Any
 
 from vllm_autofit import FIELDS
+from vllm_autofit.facts import knobs as tables
+from vllm_autofit.facts.variables import digest, memory_variables
 from vllm_autofit.values import Request
 
 KNOBS = (
@@ -27,23 +32,11 @@ KNOBS = (
     "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "optimization_level",
     "attention_backend", "performance_mode",
 )  # fmt: skip
-"""Settings of ``EngineArgs`` (vLLM 0.32) that memory depends on, beside our five. Those an older vLLM lacks are
-skipped."""
+"""Knobs that planning and records read, changed or not (vLLM 0.32). Those that an older vLLM lacks are skipped."""
 
-ENVIRONMENT_KNOBS = (
-    "CPU_VISIBLE_MEMORY_NODES",
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
-    "VLLM_CPU_KVCACHE_SPACE",
-    "VLLM_CPU_OMP_THREADS_BIND",
-    "VLLM_DP_SIZE",
-    "VLLM_ENABLE_STARTUP_PLAN",
-    "VLLM_ENABLE_V1_MULTIPROCESSING",
-    "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS",
-    "VLLM_USE_V2_MODEL_RUNNER",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_ALLOC_CONF",
-)
-"""Environment variables that change what a start takes, or where vLLM gets its KV cache size from."""
+SPECULATION = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
+"""Short forms of parts of ``speculative_config``, which vLLM (>= 0.24) puts there
+(``EngineArgs.create_speculative_config``)."""
 
 
 def read_request(
@@ -53,6 +46,7 @@ def read_request(
     *,
     visible_devices: int | None = None,
     headless: bool = False,
+    variables: Iterable[str] = (),
 ) -> Request:
     """What one ``EngineArgs`` asks for.
 
@@ -62,10 +56,15 @@ def read_request(
         environ: the process's environment.
         visible_devices: how many devices this machine shows, when known: more ranks than that span nodes.
         headless: whether this node only serves engines to another one.
+        variables: names of the environment variables that the installed vLLM reads, when known.
     """
-    knobs = {name: plain(getattr(engine_args, name)) for name in KNOBS if hasattr(engine_args, name)}
-    changed = {name for name, value in knobs.items() if value != _default(engine_args, name)}
-    knobs.update({name: environ[name] for name in ENVIRONMENT_KNOBS if environ.get(name)})
+    changed = _changed_knobs(engine_args)
+    changed.update(memory_variables(environ, variables))
+    unchanged = {
+        name: _reduced(name, getattr(engine_args, name))
+        for name in KNOBS
+        if name not in changed and hasattr(engine_args, name)
+    }
     ranks = local_ranks(engine_args, environ)
     spans = (
         headless
@@ -81,19 +80,66 @@ def read_request(
         spans_nodes=spans,
         utilization_left_to_vllm=_utilization_left_to_vllm(engine_args),
         kv_cache_fixed_by=_kv_cache_fixed_by(engine_args, environ),
-        knobs=knobs,
-        knobs_changed=frozenset(changed | (knobs.keys() & set(ENVIRONMENT_KNOBS))),
+        knobs={**unchanged, **changed},
+        knobs_changed=frozenset(changed),
     )
 
 
-def _default(engine_args: Any, name: str) -> Any:
-    """vLLM's default of a field, as ``plain`` shows it; None where the class has no such field."""
-    field = getattr(type(engine_args), "__dataclass_fields__", {}).get(name)
+def _changed_knobs(engine_args: Any) -> dict[str, Any]:
+    """Every knob that differs from vLLM's default, whether a table names it or not, as it may be written down."""
+    fields: Mapping[str, Any] = getattr(type(engine_args), "__dataclass_fields__", {})
+    hidden = {*tables.OPAQUE, *tables.unknown_fields(type(engine_args))}
+    changed = {}
+    for name in dict.fromkeys((*KNOBS, *fields)):
+        if tables.without_memory(name) or name in SPECULATION or not hasattr(engine_args, name):
+            continue
+        given, default = _given(engine_args, name), _default(fields.get(name))
+        if given is default or _equal_number(given, default):
+            continue
+        value = _reduced(name, given)
+        if value != _reduced(name, default):
+            changed[name] = digest(json.dumps(value)) if name in hidden else value
+    return changed
+
+
+def _given(engine_args: Any, name: str) -> Any:
+    """The value of a field, with what vLLM takes for the same written in the same way."""
+    if name == "speculative_config":
+        return _speculation(engine_args)
+    value = getattr(engine_args, name)
+    return None if name == "tokenizer" and value == engine_args.model else value
+
+
+def _reduced(name: str, value: Any) -> Any:
+    """As much of a value as memory depends on, plain."""
+    if name in tables.ONLY_WHETHER_SET:
+        return value is not None
+    reduced = plain(value)
+    if isinstance(reduced, dict):
+        for part in tables.PARTS_WITHOUT_MEMORY.get(name, ()):
+            reduced.pop(part, None)
+    return reduced
+
+
+def _speculation(engine_args: Any) -> Any:
+    """``speculative_config`` with its short forms in it, as vLLM puts them there."""
+    whole = engine_args.speculative_config
+    short = {key: value for name, key in SPECULATION.items() if (value := getattr(engine_args, name, None)) is not None}
+    if not isinstance(whole or {}, Mapping) or not (whole or short):
+        return whole
+    return {str(key).replace("-", "_"): value for key, value in (whole or {}).items()} | short
+
+
+def _default(field: Any) -> Any:
+    """vLLM's default of a field of a dataclass; None where there is no such field."""
     if field is None:
         return None
-    if field.default_factory is not dataclasses.MISSING:
-        return plain(field.default_factory())
-    return plain(field.default)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _equal_number(value: Any, default: Any) -> bool:
+    """Whether a number stands for a default that is a member of a numbered enumeration (``optimization_level=2``)."""
+    return isinstance(value, int) and isinstance(default, int) and value == default
 
 
 def _some_engines_elsewhere(engine_args: Any) -> bool:
@@ -160,4 +206,24 @@ def plain(value: Any) -> Any:
             for field in dataclasses.fields(value)
             if field.init and getattr(value, field.name) is not None
         }
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    return _object(value)
+
+
+def _object(value: Any) -> str:
+    """Name of a class, name and content of a function, what any other object says of itself unless it is an address."""
+    if isinstance(value, FunctionType):
+        return f"{_qualified(value)} {_code_digest(value.__code__)}"
+    if isinstance(value, type):
+        return _qualified(value)
+    text = repr(value)
+    return _qualified(type(value)) if " at 0x" in text else text
+
+
+def _qualified(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _code_digest(code: CodeType) -> str:
+    """Changes with what a function does, not with where it stands. What it closes over doesn't count."""
+    constants = [_code_digest(each) if isinstance(each, CodeType) else plain(each) for each in code.co_consts]
+    return hashlib.sha256(f"{code.co_code!r} {code.co_names} {constants}".encode()).hexdigest()[:16]
