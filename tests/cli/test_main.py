@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,13 +18,6 @@ KEY = "0123456789abcdef"
 OLD, NEW = "20261120T120000Z-1-aaaa", "20261121T120000Z-1-bbbb"
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store that the command reads, empty."""
-    monkeypatch.setenv("VLLM_AUTOFIT_CACHE_DIR", str(tmp_path / "cache"))
-    return Store(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -87,6 +79,14 @@ def test_it_runs_as_a_module(two_starts: Store) -> None:
     assert NEW in process.stdout
 
 
+def test_a_terminal_that_lacks_characters_gets_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.update(KEY, NEW, lambda _: record(NEW, identity={"model": "名前", "devices": []}))
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = run_module("history")
+    assert (process.returncode, process.stderr) == (EXIT_OK, "")
+    assert "??" in process.stdout
+
+
 def test_a_reader_that_had_enough_is_no_error(two_starts: Store) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -117,91 +117,6 @@ def test_without_stdout_the_status_is_left(words: str, status: int, two_starts: 
 def test_without_stderr_no_error_is_taken_for_output(two_starts: Store) -> None:
     process = run_module("plan", "--gpu", "a100", closed=2)
     assert (process.returncode, process.stdout) == (EXIT_BAD_INPUT, "")
-
-
-# history
-
-
-@pytest.mark.parametrize("arguments", [["history"], ["history", "list"]], ids=" ".join)
-def test_history_lists_the_newest_first(arguments: list[str], two_starts: Store, capsys: Captured) -> None:
-    assert main(arguments) == EXIT_OK
-    output = capsys.readouterr()
-    assert [line.split()[0] for line in output.out.splitlines()] == ["start", NEW, OLD]
-    assert output.err == ""
-
-
-@pytest.mark.parametrize(
-    "arguments", [["history", "--format", "json"], ["history", "list", "--format", "json"]], ids=" ".join
-)
-def test_history_as_json_is_the_records(arguments: list[str], two_starts: Store, capsys: Captured) -> None:
-    assert main(arguments) == EXIT_OK
-    assert json.loads(capsys.readouterr().out) == [record(NEW), record(OLD)]
-
-
-def test_a_format_may_stand_before_the_action(two_starts: Store, capsys: Captured) -> None:
-    assert main(["history", "--format", "json", "list"]) == EXIT_OK
-    assert json.loads(capsys.readouterr().out) == [record(NEW), record(OLD)]
-
-
-def test_an_empty_history_says_where_it_looked(store: Store, capsys: Captured) -> None:
-    assert main(["history"]) == EXIT_OK
-    assert capsys.readouterr().out == f"No starts are remembered yet in {store.folder}.\n"
-
-
-def test_an_empty_history_as_json_is_an_empty_list(store: Store, capsys: Captured) -> None:
-    assert main(["history", "--format", "json"]) == EXIT_OK
-    assert json.loads(capsys.readouterr().out) == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "found"),
-    [([], NEW), ([OLD], OLD), ([OLD[:8]], OLD), (["2026"], NEW)],
-    ids=["none", "whole", "part", "several"],
-)
-def test_show_takes_the_newest_start_that_begins_so(
-    wanted: list[str], found: str, two_starts: Store, capsys: Captured
-) -> None:
-    assert main(["history", "show", *wanted]) == EXIT_OK
-    assert capsys.readouterr().out.startswith(f"start      {found}  (")
-
-
-def test_show_as_json_is_the_record(two_starts: Store, capsys: Captured) -> None:
-    assert main(["history", "show", OLD, "--format", "json"]) == EXIT_OK
-    assert json.loads(capsys.readouterr().out) == record(OLD)
-
-
-@pytest.mark.parametrize("wanted", [[], ["1999"]], ids=["none", "unknown"])
-def test_show_without_such_a_start_is_bad_input(wanted: list[str], store: Store, capsys: Captured) -> None:
-    assert main(["history", "show", *wanted]) == EXIT_BAD_INPUT
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert str(store.folder) in output.err
-    assert all(repr(each) in output.err for each in wanted)
-
-
-@pytest.mark.parametrize("arguments", [["history"], ["history", "show"]], ids=" ".join)
-def test_a_damaged_record_is_named_and_the_rest_is_shown(
-    arguments: list[str], two_starts: Store, capsys: Captured
-) -> None:
-    damaged = two_starts.path(KEY, NEW)
-    damaged.write_text("{")
-    assert main(arguments) == EXIT_OK
-    output = capsys.readouterr()
-    assert OLD in output.out
-    assert output.err.startswith(f"vllm-autofit: {damaged} is not a readable record (")
-    assert output.err.endswith(f"kept as {NEW}.damaged.\n")
-
-
-def test_a_history_that_can_not_be_read_is_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("VLLM_AUTOFIT_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert main(["history"]) == EXIT_BAD_INPUT
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith(f"vllm-autofit: cannot use {tmp_path}")
-    assert "VLLM_AUTOFIT_CACHE_DIR" in output.err
 
 
 # both

@@ -1,148 +1,182 @@
-"""Records as a table, and one record as an account."""
+"""The starts that are remembered, as a table and as a document."""
 
 from __future__ import annotations
 
-from tests.builders import GIB, MIB, record
-from vllm_autofit.experience.record import Record
-from vllm_autofit.render.history import record_account, record_table
+import datetime
+import json
+from typing import Any
+
+import pytest
+
+from tests.builders import GIB, record
+from vllm_autofit.experience.grade import GRADES, Grade
+from vllm_autofit.render.history import FAMILIES, Start, ago, history_document, history_table
+from vllm_autofit.render.table import text_width
 
 RUN = "20261121T120000Z-1-aaaa"
 EARLIER = "20261120T120000Z-1-bbbb"
+KEY = "0123456789abcdef"
+NOW = datetime.datetime(2026, 11, 21, 15, 0, tzinfo=datetime.timezone.utc)
+PIN = {"key": KEY, "settings": {"gpu_memory_utilization": 0.9, "enforce_eager": True}, "note": "by hand", "at": "now"}
 
 
-def served() -> Record:
-    """A start that came up, with everything that the CPU and CUDA backends together can measure."""
-    return record(
-        RUN,
-        identity={
-            "model": "/models/Qwen3-0.6B",
-            "fingerprint": "sha256:abc",
-            "vllm": "0.32.0",
-            "launch": "api_server",
-            "devices": [{"index": 0, "free_bytes": 70 * GIB}],
+def served(origin: str = "own", grade: Grade = "proven", **sections: Any) -> Start:
+    """A start that came up on two devices and answered requests."""
+    devices = [{"index": index, "name": "NVIDIA L4", "total_bytes": 24 * GIB} for index in range(2)]
+    engine = {
+        "max_model_len": 40960,
+        "kv_cache": {"tokens": 16000},
+        "serving": {"requests": 12, "seconds": 34.5},
+    }
+    ordinary: dict[str, Any] = {
+        "identity": {"model": "/models/Qwen3-0.6B", "vllm": "0.32.0", "devices": devices},
+        "settings": {
+            "gpu_memory_utilization": {"value": 0.85, "chosen_by": "record"},
+            "max_model_len": {"value": -1, "chosen_by": "estimate"},
+            "enforce_eager": {"value": True, "chosen_by": "user"},
+            "kv_cache_dtype": {"value": "fp8", "chosen_by": "estimate"},
+            "max_num_seqs": {"value": 256, "chosen_by": "vllm"},
         },
-        settings={"gpu_memory_utilization": {"value": 0.85, "chosen_by": "record"}},
-        plan={
-            "record": EARLIER,
-            "decisions": [
-                {"field": "gpu_memory_utilization", "value": 0.85, "source": "record", "why": "70 of 80 GiB free"},
-                {"field": "max_model_len", "value": -1, "source": "estimate", "why": "vLLM fits it"},
-                {"field": "max_num_seqs", "value": None, "source": "vllm", "why": "no need to change it"},
-            ],
-        },
-        engines=[
-            {
-                "dp_rank": 0,
-                "max_model_len": 40960,
-                "kv_cache": {"blocks": 1000, "block_size": 16, "tokens": 16000, "pool_bytes": 2 * GIB},
-                "ranks": [
-                    {
-                        "rank": 0,
-                        "weights_bytes": 1536 * MIB,
-                        "activation_peak_bytes": None,
-                        "non_torch_bytes": 128 * MIB,
-                        "cuda_graph_bytes": 0,
-                        "requested_bytes": 68 * GIB,
-                        "kv_cache_bytes": 2 * GIB,
-                        "before": {"free_bytes": 69 * GIB},
-                        "after": None,
-                    }
-                ],
-            }
-        ],
-    )
+        "engines": [engine],
+    }
+    return Start(record(RUN, **{**ordinary, **sections}), grade, origin)
 
 
-def failed() -> Record:
-    return record(
-        EARLIER,
-        state="failed",
-        outcome={"state": "failed", "failure": {"phase": "no_kv_memory", "type": "ValueError", "message": "No room"}},
-    )
+def failed(grade: Grade = "won't fit") -> Start:
+    failure = {"phase": "no_kv_memory", "type": "ValueError", "message": "No room"}
+    return Start(record(EARLIER, outcome={"state": "failed", "failure": failure}), grade, "own")
+
+
+def rows(*starts: Start, width: int | None = None, pins: dict[str, Any] | None = None) -> list[str]:
+    return history_table(starts, pins or {}, NOW, width).splitlines()
 
 
 # The table
 
 
-def test_a_table_has_a_heading_and_a_row_per_start_in_the_order_given() -> None:
-    heading, *rows = record_table([served(), failed()]).splitlines()
-    assert heading.split() == ["start", "outcome", "utilisation", "context", "KV", "tokens", "model"]
-    assert [row.split()[0] for row in rows] == [RUN, EARLIER]
+def test_starts_are_divided_by_what_came_of_them() -> None:
+    heading, *lines = rows(served(), failed())
+    assert heading.split() == ["start", "grade", "model", "device", "settings", "KV", "tokens", "when"]
+    assert [line.split("  ")[0] for line in lines] == ["", "Known to work", RUN, "", "Won't fit", EARLIER]
 
 
-def test_a_row_says_what_was_chosen_by_whom_and_what_came_of_it() -> None:
-    row = record_table([served()]).splitlines()[1]
-    assert row.split() == [RUN, "serving", "0.85", "(record)", "40960", "16,000", "Qwen3-0.6B"]
+def test_every_grade_has_its_place() -> None:
+    assert sorted(grade for _, grades in FAMILIES.values() for grade in grades) == sorted(GRADES)
+
+
+def test_a_row_says_with_what_and_how_well() -> None:
+    assert [cell.strip() for cell in rows(served())[-1].split("  ") if cell] == [
+        RUN,
+        "proven",
+        "Qwen3-0.6B",
+        "2 x NVIDIA L4",
+        "util 0.85, ctx 40960, eager, kv fp8",
+        "16,000",
+        "3 h ago",
+    ]
 
 
 def test_a_row_of_a_failed_start_names_the_phase() -> None:
-    row = record_table([failed()]).splitlines()[1]
-    assert "failed (no_kv_memory)" in row
-    assert row.split()[-3:] == ["-", "-", "model"]
+    cells = [cell.strip() for cell in rows(failed())[-1].split("  ") if cell]
+    assert cells == [EARLIER, "won't fit (no_kv_memory)", "model", "-", "-", "-", "3 h ago"]
 
 
-def test_a_row_of_a_start_that_has_measured_nothing_yet() -> None:
-    assert record_table([record(RUN, state="starting")]).splitlines()[1].split()[:2] == [RUN, "starting"]
+def test_devices_that_differ_are_all_named() -> None:
+    devices = [{"index": 0, "name": "A"}, {"index": 1, "name": "B"}, {"index": 2}]
+    assert "3 x A + B + device 2" in rows(served(identity={"model": "m", "devices": devices}))[-1]
 
 
 def test_the_tokens_of_several_engines_are_added_up() -> None:
-    start = served()
-    start["engines"].append({"dp_rank": 1, "kv_cache": {"tokens": 500}})
-    start["engines"].append({"dp_rank": 2, "kv_cache": None})
-    assert "16,500" in record_table([start])
+    engines = [{"kv_cache": {"tokens": 16000}}, {"kv_cache": {"tokens": 500}}, {"kv_cache": None}]
+    assert "16,500" in rows(served(engines=engines))[-1]
 
 
-def test_columns_line_up_and_no_line_ends_in_blanks() -> None:
-    lines = record_table([served(), failed(), record("short")]).splitlines()
-    assert (
-        len({line.index(word) for line, word in zip(lines, ("outcome", "serving", "failed", "serving"), strict=True)})
-        == 1
+def test_where_a_start_comes_from_is_said_only_where_it_matters() -> None:
+    assert "from" not in rows(served())[0]
+    heading, *_, row = rows(served(origin="layer"))
+    assert heading.endswith("from")
+    assert row.endswith("layer")
+
+
+def test_what_is_pinned_stands_below() -> None:
+    *_, heading, row = rows(served(), pins={KEY: PIN})
+    assert heading.split() == ["pinned", "key", "model", "settings", "note"]
+    assert row.split("  ") == [KEY, "Qwen3-0.6B", "util 0.9, eager", "by hand"]
+    assert rows(pins={KEY: PIN})[1].split("  ")[1].strip() == "-"
+
+
+@pytest.mark.parametrize("width", [200, 120, 100, 80, 60, 40, 20, 5])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    start = served(
+        origin="imported", identity={"model": "名前の長いモデル" * 5, "devices": [{"index": 0, "name": "x" * 90}]}
     )
-    assert all(line == line.rstrip() for line in lines)
+    lines = rows(start, failed(), width=width, pins={KEY: PIN})
+    assert max(map(text_width, lines)) <= width
+    assert len(rows(start, width=width)) == 4
 
 
-# The account
+def test_what_is_cut_last_is_the_start_its_grade_and_its_model() -> None:
+    heading, *_ = rows(served(origin="layer"), width=44)
+    assert heading.split() == ["start", "grade", "model"]
+    heading, *_ = rows(served(origin="layer"), width=80)
+    assert heading.split() == ["start", "grade", "model", "settings", "KV", "tokens", "from"]
 
 
-def test_an_account_says_which_start_of_which_model() -> None:
-    text = record_account(served())
-    assert f"start      {RUN}  (2026-11-21T12:00:00+00:00)" in text
-    assert "model      /models/Qwen3-0.6B  [sha256:abc]" in text
-    assert "vLLM       0.32.0, launched as api_server" in text
-    assert "key        0123456789abcdef" in text
-    assert "outcome    serving" in text
+@pytest.mark.parametrize(
+    ("started_at", "expected"),
+    [
+        ("2026-11-21T14:59:30+00:00", "just now"),
+        ("2026-11-21T15:00:30+00:00", "just now"),
+        ("2026-11-21T14:15:00+00:00", "45 min ago"),
+        ("2026-11-20T12:00:00", "27 h ago"),
+        ("2026-11-01T12:00:00+00:00", "20 d ago"),
+        ("2031-01-01T00:00:00+00:00", "2031-01-01"),
+        ("yesterday", "-"),
+        (None, "-"),
+    ],
+)
+def test_how_long_ago(started_at: object, expected: str) -> None:
+    assert ago(started_at, NOW) == expected
 
 
-def test_an_account_gives_every_decision_with_its_source_and_reason() -> None:
-    lines = [line.split(maxsplit=3) for line in record_account(served()).splitlines()]
-    assert ["gpu_memory_utilization", "0.85", "record", "70 of 80 GiB free"] in lines
-    assert ["max_model_len", "auto", "estimate", "vLLM fits it"] in lines
-    assert ["max_num_seqs", "None", "vllm", "no need to change it"] in lines
+# The document
 
 
-def test_an_account_names_the_record_that_the_plan_came_from() -> None:
-    assert f"planned from the record of start {EARLIER}" in record_account(served())
-    assert "planned from" not in record_account(failed())
-
-
-def test_an_account_gives_figures_in_gib_and_leaves_out_those_not_measured() -> None:
-    text = record_account(served())
-    assert "KV cache   16,000 tokens in 1,000 blocks of 16 (2.00 GiB), context 40960" in text
-    assert "weights 1.50 GiB, non-torch 0.12 GiB, CUDA graphs 0.00 GiB, asked 68.00 GiB, KV cache 2.00 GiB" in text
-    assert "activations" not in text
-    assert "free 69.00 GiB before, not measured after" in text
-
-
-def test_an_account_of_a_failed_start_gives_phase_and_cause() -> None:
-    text = record_account(failed())
-    assert "phase    no_kv_memory" in text
-    assert "cause    ValueError: No room" in text
-    assert "engine" not in text
-
-
-def test_an_account_names_every_engine_and_a_rank_that_could_not_be_measured() -> None:
-    start = served()
-    start["engines"].append({"dp_rank": 1, "kv_cache": {}, "ranks": [{"error": "RuntimeError: gone"}]})
-    text = record_account(start)
-    assert "engine 0" in text
-    assert text.endswith("engine 1\n  a rank could not be measured: RuntimeError: gone")
+def test_a_document_has_a_summary_of_every_start() -> None:
+    document = history_document([served(), failed()], {KEY: PIN}, "/cache")
+    assert json.loads(json.dumps(document)) == document
+    assert document["folder"] == "/cache"
+    assert document["pins"] == [PIN]
+    first, second = document["starts"]
+    assert first == {
+        "run_id": RUN,
+        "key": KEY,
+        "started_at": "2026-11-21T12:00:00+00:00",
+        "grade": "proven",
+        "family": "works",
+        "origin": "own",
+        "model": "/models/Qwen3-0.6B",
+        "vllm": "0.32.0",
+        "devices": [{"name": "NVIDIA L4", "total_bytes": 24 * GIB}] * 2,
+        "settings": {
+            "gpu_memory_utilization": 0.85,
+            "max_model_len": -1,
+            "enforce_eager": True,
+            "kv_cache_dtype": "fp8",
+            "max_num_seqs": 256,
+        },
+        "chosen_by": {
+            "gpu_memory_utilization": "record",
+            "max_model_len": "estimate",
+            "enforce_eager": "user",
+            "kv_cache_dtype": "estimate",
+            "max_num_seqs": "vllm",
+        },
+        "max_model_len": 40960,
+        "kv_cache_tokens": 16000,
+        "requests": 12,
+        "seconds_served": 34.5,
+        "failure": None,
+    }
+    assert second["failure"] == {"phase": "no_kv_memory", "type": "ValueError", "message": "No room"}
+    assert (second["kv_cache_tokens"], second["requests"], second["max_model_len"]) == (None, None, None)
