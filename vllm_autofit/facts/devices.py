@@ -58,6 +58,19 @@ def nvidia_devices(
         return devices
 
 
+def nvidia_processes(environ: Mapping[str, str]) -> list[tuple[DeviceFacts, dict[int, int | None]]]:
+    """Every visible device, and the bytes that each process holds of it, by process id as the driver numbers them.
+
+    None where the driver knows the process and not its memory.
+
+    Raises:
+        DeviceError: no driver, or a device that can't be read.
+    """
+    with _nvml() as nvml:
+        places = _visible(nvml, environ)
+        return [(_read(nvml, index, place), _processes(nvml, place)) for index, place in enumerate(places)]
+
+
 def host_memory(ranks: int = 1) -> DeviceFacts:
     """The whole host's memory, as the operating system counts it (available, not merely unused)."""
     memory = psutil.virtual_memory()
@@ -219,6 +232,15 @@ def _compute_capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
     except nvml.NVMLError:
         return None  # a MIG instance, or a driver that doesn't know: nothing depends on it but fp8
     return int(major), int(minor)
+
+
+def _processes(nvml: Any, place: Place) -> dict[int, int | None]:
+    handle = _handle(nvml, place)
+    found: dict[int, int | None] = {}
+    for listing in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+        with suppress(nvml.NVMLError_NotSupported):  # a process that draws and computes is in both lists
+            found.update((int(each.pid), each.usedGpuMemory) for each in listing(handle))
+    return found
 
 
 def _everyone(nvml: Any) -> list[DeviceFacts]:

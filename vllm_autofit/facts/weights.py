@@ -208,7 +208,7 @@ def _from_hub_name(model: str, revision: str | None, environ: Mapping[str, str])
 
 def _snapshot(model: str, revision: str | None, environ: Mapping[str, str]) -> Path | None:
     """Where the local hub cache keeps this revision, by the rules of huggingface_hub."""
-    repository = _cache(environ) / f"models--{model.replace('/', '--')}"
+    repository = hub_cache(environ) / f"models--{model.replace('/', '--')}"
     wanted = revision or "main"
     if ".." in Path(wanted).parts or Path(wanted).is_absolute():
         raise WeightsError(model, f"{wanted[:80]!r} is no revision")
@@ -221,7 +221,8 @@ def _snapshot(model: str, revision: str | None, environ: Mapping[str, str]) -> P
         return None
 
 
-def _cache(environ: Mapping[str, str]) -> Path:
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """The folder of the local hub cache, by the rules of huggingface_hub."""
     home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub"
     return Path(cache).expanduser()
@@ -243,7 +244,7 @@ def _from_hub(model: str, revision: str | None, environ: Mapping[str, str]) -> C
         if INDEX in sizes:
             if sizes[INDEX] > MAX_HEADER_BYTES:
                 raise WeightsError(model, f"its index has {sizes[INDEX]} bytes, more than {MAX_HEADER_BYTES}")
-            file = api.hf_hub_download(model, INDEX, revision=info.sha, cache_dir=_cache(environ))
+            file = api.hf_hub_download(model, INDEX, revision=info.sha, cache_dir=hub_cache(environ))
             index = _checked_index(_small_file(Path(file)), model)
         wanted = _safetensors(sizes, index)
         if not wanted:
