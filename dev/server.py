@@ -77,6 +77,17 @@ class Server:
             data: list[dict[str, Any]] = json.load(answer)["data"]
         return data
 
+    def kv_tokens(self) -> int:
+        """Tokens of its KV cache, blocks times their size, as ``/metrics`` has them."""
+        with self._open("/metrics") as answer:
+            text = answer.read().decode()
+        info = next(line for line in text.splitlines() if line.startswith("vllm:cache_config_info"))
+        blocks, size = (
+            int(info.partition(f' {name}="')[2].partition('"')[0] or info.partition(f'{name}="')[2].partition('"')[0])
+            for name in ("num_gpu_blocks", "block_size")
+        )
+        return blocks * size
+
     def text(self) -> str:
         """Everything printed so far."""
         return self.log.read_text(errors="replace")

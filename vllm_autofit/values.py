@@ -5,6 +5,7 @@ Units are bytes and tokens. Everything is frozen: a room returns new data, it ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,15 +84,48 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What past starts under the same key taught."""
+class RunSettings:
+    """Of the settings that we may choose, those that decide what a start takes; as vLLM had them in force."""
 
-    record_id: str | None = None
-    """The start that taught it."""
-    startup_overhead_bytes: int | None = None
-    """Measured: what a start took from the device outside of what vLLM then asked for."""
-    kv_cache_tokens: int | None = None
-    """Measured: tokens in the KV cache of that start."""
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_dtype: str
+    enforce_eager: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure that a start measured."""
+
+    bytes: int
+    record_id: str
+    source: Source = "record"
+    """``prior``: from another key, so it holds with a wider margin."""
+    settings: RunSettings | None = None
+    """What it was measured with; None where it doesn't depend on them."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What past starts taught. Bytes of one device, unless a rank's."""
+
+    startup_overhead: Measured | None = None
+    """What a start took from the device before vLLM's check, beside what vLLM then asked for."""
+    headroom: Measured | None = None
+    """What has to stay free beside that, margin included, as seen under load."""
+    least_headroom: Measured | None = None
+    """A start that kept less than this free ran out."""
+    proven_asked: Measured | None = None
+    """The most that vLLM was asked to take by a start that survived load."""
+    terms: Mapping[str, Measured] = field(default_factory=dict)
+    """Of a rank, by the names of ``Demand``'s terms; ``consumed`` is all that isn't KV cache."""
+    settings: RunSettings | None = None
+    """Those of the newest start that served."""
+    skip_profiling: Measured | None = None
+    """``consumed`` where the evidence is strong enough to do without vLLM's own measurement."""
+    pinned: Mapping[str, FieldValue] = field(default_factory=dict)
+    """Fields whose values the user pinned."""
 
 
 @dataclass(frozen=True)
@@ -229,4 +263,4 @@ class Plan:
     @property
     def filled(self) -> dict[str, FieldValue]:
         """The fields that we fill: neither the user's nor left to vLLM."""
-        return {d.field: d.value for d in self.decisions if d.source in ("record", "estimate")}
+        return {d.field: d.value for d in self.decisions if d.source in ("record", "prior", "estimate")}

@@ -15,7 +15,7 @@ from tests.builders import GIB, MIB, VLLM_DEFAULTS, cuda, host, request
 from vllm_autofit import FIELDS
 from vllm_autofit.planning.planner import SMALLEST_ASK_BYTES, make_plan
 from vllm_autofit.settings import POLICIES
-from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue, Lessons, Plan, Request, Rules
+from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue, Lessons, Measured, Plan, Request, Rules
 
 LARGEST_GIB = 2048
 """Beyond 2.5 TiB the smallest ask is below one step of utilisation; see the last test but one."""
@@ -62,22 +62,24 @@ def test_a_value_of_the_users_stands_and_the_plan_says_what_it_would_have_chosen
 
 
 def test_a_measured_overhead_replaces_the_estimate() -> None:
-    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa", GIB), Rules())
+    plan = make_plan(request(), [cuda(80)], Lessons(Measured(GIB, "20261121T120000Z-1-aaaa")), Rules())
     assert plan.budget is not None
     assert (plan.budget.startup_overhead_bytes, plan.budget.startup_overhead_source) == (GIB, "record")
     assert plan.decision("gpu_memory_utilization").source == "record"
     assert plan.record_id == "20261121T120000Z-1-aaaa"
 
 
-def test_a_record_that_measured_no_overhead_is_not_named_as_the_source() -> None:
-    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa"), Rules())
+def test_lessons_about_the_model_are_not_named_where_it_is_not_weighed() -> None:
+    plan = make_plan(
+        request(), [cuda(80)], Lessons(terms={"weights": Measured(GIB, "20261121T120000Z-1-aaaa")}), Rules()
+    )
     assert plan.record_id is None
     assert plan.decision("gpu_memory_utilization").source == "estimate"
 
 
 @pytest.mark.parametrize(("measured", "believed"), [(0, 650 * MIB // 2), (60 * GIB, 3 * 650 * MIB)])
 def test_a_measurement_that_a_neighbour_spoilt_is_believed_within_reason(measured: int, believed: int) -> None:
-    plan = make_plan(request(), [cuda(80)], Lessons("20261121T120000Z-1-aaaa", measured), Rules())
+    plan = make_plan(request(), [cuda(80)], Lessons(Measured(measured, "20261121T120000Z-1-aaaa")), Rules())
     assert plan.budget is not None
     assert (plan.budget.startup_overhead_bytes, plan.budget.startup_overhead_source) == (believed, "record")
 
@@ -142,7 +144,7 @@ def test_a_full_device_is_left_to_vllm_and_the_missing_gib_are_named() -> None:
 
 
 def test_devices_that_can_not_be_read_are_left_to_vllm() -> None:
-    plan = make_plan(request(), [], Lessons("20261121T120000Z-1-aaaa", GIB), Rules())
+    plan = make_plan(request(), [], Lessons(Measured(GIB, "20261121T120000Z-1-aaaa")), Rules())
     decision = plan.decision("gpu_memory_utilization")
     assert (decision.value, decision.source) == (0.92, "vllm")
     assert decision.why == "the device's memory could not be read"
@@ -210,11 +212,13 @@ sizes = st.integers(0, LARGEST_GIB * GIB)
 field_values: st.SearchStrategy[FieldValue] = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 )
+figures = st.builds(Measured, sizes, st.just("20261121T120000Z-1-aaaa"), st.sampled_from(["record", "prior"]))
 lessons = st.builds(
     Lessons,
-    record_id=st.none() | st.just("20261121T120000Z-1-aaaa"),
-    startup_overhead_bytes=st.none() | sizes,
-    kv_cache_tokens=st.none() | st.integers(0),
+    startup_overhead=st.none() | figures,
+    headroom=st.none() | figures,
+    least_headroom=st.none() | figures,
+    proven_asked=st.none() | figures,
 )
 rules = st.builds(
     Rules, policy=st.sampled_from(POLICIES), min_context_tokens=st.integers(1), headroom_bytes=st.none() | sizes
@@ -358,12 +362,14 @@ def test_the_record_is_named_exactly_when_its_measurement_was_used(
     asked: Request, machine: list[DeviceFacts], past: Lessons, wishes: Rules
 ) -> None:
     plan = make_plan(asked, machine, past, wishes)
-    used = plan.budget is not None and plan.budget.startup_overhead_source == "record"
-    assert used == (bool(machine) and past.startup_overhead_bytes is not None)
-    assert plan.record_id == (past.record_id if used else None)
+    budget = plan.budget
+    used = budget is not None and "record" in (budget.startup_overhead_source, budget.headroom_source)
+    assert (plan.record_id is not None) == used
 
 
 def test_a_very_large_host_is_never_asked_for_a_utilisation_of_zero() -> None:
     four_tib = host(4096, free_gib=2.3)
-    plan = make_plan(request(), [four_tib], Lessons(startup_overhead_bytes=GIB), Rules(headroom_bytes=GIB))
+    plan = make_plan(
+        request(), [four_tib], Lessons(Measured(GIB, "20261121T120000Z-1-aaaa")), Rules(headroom_bytes=GIB)
+    )
     assert plan.filled.get("gpu_memory_utilization") != 0.0

@@ -8,7 +8,7 @@ from tests.builders import GIB, cuda, host, request
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.render.line import flags, plan_line
 from vllm_autofit.render.options import shown
-from vllm_autofit.values import AUTO_CONTEXT, FieldValue, Lessons, Plan, Request, Rules
+from vllm_autofit.values import AUTO_CONTEXT, FieldValue, Lessons, Measured, Plan, Request, Rules
 
 RUN = "20261121T120000Z-1-aaaa"
 EARLIER = "20261120T120000Z-1-bbbb"
@@ -28,7 +28,7 @@ def test_a_first_start() -> None:
 
 
 def test_a_start_that_learned_from_a_record_names_it() -> None:
-    line = plan_line(plan_for(request(), Lessons(EARLIER, GIB)), RUN)
+    line = plan_line(plan_for(request(), Lessons(Measured(GIB, EARLIER))), RUN)
     assert "less 1.00 for start-up (record)" in line
     assert f"; from the record of start {EARLIER};" in line
 
@@ -69,7 +69,7 @@ def test_a_context_that_is_filled_alone_is_not_explained_with_the_devices_memory
 
 @pytest.mark.parametrize("observing", [False, True])
 def test_it_is_one_line_that_ends_with_where_the_details_are(observing: bool) -> None:
-    plan = make_plan(request({"kv_cache_dtype": "fp8"}), [host()], Lessons(EARLIER, GIB), Rules("safe"))
+    plan = make_plan(request({"kv_cache_dtype": "fp8"}), [host()], Lessons(Measured(GIB, EARLIER)), Rules("safe"))
     line = plan_line(plan, RUN, observing=observing)
     assert "\n" not in line
     assert line.endswith(f"; details: vllm-autofit history show {RUN}")

@@ -9,8 +9,8 @@ from vllm_autofit.demand import Demand
 from vllm_autofit.deployment import Deployment
 from vllm_autofit.memory import kv_cache
 from vllm_autofit.memory.cuda_graphs import graphs_come_off
-from vllm_autofit.memory.estimate import Estimator
 from vllm_autofit.memory.overhead import unprofiled_bytes
+from vllm_autofit.planning.learned import LearnedEstimator
 from vllm_autofit.units import MIB
 
 LEAST_SPARE_BYTES = 256 * MIB
@@ -31,6 +31,8 @@ class Room:
     """What is kept free already."""
     headroom_is_fixed: bool = False
     """The user set it."""
+    proven_sequences: int = 0
+    """It was seen to suffice under load with so many sequences, whatever isn't profiled; 0: nothing was seen."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Fit:
         return max(0, self.needs(tokens) - self.kv_bytes, self.missing_bytes)
 
 
-def weigh(estimator: Estimator, deployment: Deployment, room: Room) -> Fit:
+def weigh(estimator: LearnedEstimator, deployment: Deployment, room: Room) -> Fit:
     """What ``deployment`` leaves for its KV cache.
 
     ``KV = asked - weights - activations - non-torch``, and less the CUDA graphs where this vLLM takes them off; others
@@ -88,15 +90,16 @@ def weigh(estimator: Estimator, deployment: Deployment, room: Room) -> Fit:
         missing = max(missing, fixed + sum(term.bytes for term in everything) - there)
         return Fit(deployment, terms, room.asked_bytes, fixed, 0, missing_bytes=missing)
     asked, beside, more = room.asked_bytes, 0, 0
+    proven = deployment.max_num_seqs <= room.proven_sequences
     taken = everything
     if not graphs_come_off(estimator.facts, deployment):
         taken = everything[:-1]
         if room.share_is_fixed:
             missing = max(missing, terms.cuda_graphs.bytes - room.beside_bytes)
-        else:
+        elif not proven:
             beside = min(asked, terms.cuda_graphs.bytes)
             asked -= beside
-    if not room.share_is_fixed and not room.headroom_is_fixed:
+    if not (room.share_is_fixed or room.headroom_is_fixed or proven):
         unprofiled = unprofiled_bytes(estimator.facts, deployment).bytes
         more = min(asked, max(0, unprofiled + LEAST_SPARE_BYTES - room.headroom_bytes))
         asked -= more

@@ -32,6 +32,12 @@ from vllm_autofit.values import (
 SMALLEST_ASK_BYTES = 256 * 2**20
 """Below this no model starts; asking for it would only hide vLLM's own message about the memory that is missing."""
 
+LEAST_KEPT_BYTES = 64 * 2**20
+"""Free beside what a proven start asked for: see ``_proven``."""
+
+MOST_TIMES = 3
+"""A measured overhead or headroom is believed up to this many times the estimate."""
+
 
 def make_plan(
     request: Request,
@@ -64,13 +70,22 @@ def make_plan(
     warnings = _uncertain_devices(request, devices)
     if model is not None and model.facts is None:
         warnings += model.notes
+    request = _with_pins(request, lessons)
     budgets = [_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices]
     budget, weighing = _tightest(budgets), None
     ours = budget
     if budget is not None and model is not None and model.facts is not None:
         device = devices[budgets.index(budget)]
         weighing = weigh_model(
-            model, request, device, budget, rules, version=version, usage=usage, separate_processes=separate_processes
+            model,
+            request,
+            device,
+            budget,
+            rules,
+            lessons,
+            version=version,
+            usage=usage,
+            separate_processes=separate_processes,
         )
         budget = weighing.budget
         ours = ours if weighing.share_is_fixed else budget
@@ -81,12 +96,11 @@ def make_plan(
     }
     for name in FIELDS:
         decisions.setdefault(name, _conceded(request, name, weighing) or _left_alone(request, name))
-    used_record = budget is not None and budget.startup_overhead_source == "record"
     plan = Plan(
-        decisions=tuple(decisions[name] for name in FIELDS),
+        decisions=tuple(_as_pinned(decisions[name], lessons) for name in FIELDS),
         budget=budget,
         warnings=tuple(warnings),
-        record_id=lessons.record_id if used_record else None,
+        record_id=_record_behind(budget, lessons, weighed=weighing is not None),
     )
     if weighing is None:
         return plan
@@ -102,16 +116,32 @@ def make_plan(
     )
 
 
+def _with_pins(request: Request, lessons: Lessons) -> Request:
+    """What the user pinned counts as set by them; what they set in this launch counts more."""
+    pins = {name: value for name, value in lessons.pinned.items() if name not in request.set_by_user}
+    return replace(request, values={**request.values, **pins}, set_by_user=request.set_by_user | pins.keys())
+
+
+def _as_pinned(decision: Decision, lessons: Lessons) -> Decision:
+    """Filled in, since this launch doesn't set it, and named as what it is."""
+    pinned = decision.source == "user" and lessons.pinned.get(decision.field, None) == decision.value
+    if not pinned or decision.field not in lessons.pinned:
+        return decision
+    return replace(decision, source="record", why="pinned by you for this start (vllm-autofit history unpin)")
+
+
 def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_processes: bool, local_ranks: int) -> Budget:
     overhead_source: Source = "estimate"
     talking = local_ranks if device.kind == "cuda" else device.ranks
     overhead = startup_overhead(device.kind, talking, separate_processes)
-    if lessons.startup_overhead_bytes is not None:
-        overhead, overhead_source = _believable(lessons.startup_overhead_bytes, overhead), "record"
-    headroom_source: Source = "estimate"
-    spare = headroom("cpu" if device.shares_host else device.kind, device.total_bytes, rules.policy)
-    if rules.headroom_bytes is not None:
-        spare, headroom_source = rules.headroom_bytes, "user"
+    if lessons.startup_overhead is not None:
+        overhead_source = lessons.startup_overhead.source
+        overhead = _believable(lessons.startup_overhead.bytes, overhead)
+    spare, spare_source = _headroom(device, lessons, rules)
+    asked = asked_bytes(device.free_bytes, overhead, spare, device.ranks)
+    proven = 0 if spare_source == "user" else _proven(device, overhead, lessons, rules)
+    if proven > asked:
+        asked, spare = proven, device.free_bytes - overhead - proven * device.ranks
     return Budget(
         device=device.name,
         total_bytes=device.total_bytes,
@@ -119,15 +149,53 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
         startup_overhead_bytes=overhead,
         startup_overhead_source=overhead_source,
         headroom_bytes=spare,
-        headroom_source=headroom_source,
-        asked_bytes=asked_bytes(device.free_bytes, overhead, spare, device.ranks),
+        headroom_source=spare_source,
+        asked_bytes=asked,
         ranks=device.ranks,
     )
 
 
+def _headroom(device: DeviceFacts, lessons: Lessons, rules: Rules) -> tuple[int, Source]:
+    """The user's; else what load has shown to be enough, and never less than what has shown not to be."""
+    if rules.headroom_bytes is not None:
+        return rules.headroom_bytes, "user"
+    estimate = headroom("unified" if device.shares_host else device.kind, device.total_bytes, rules.policy)
+    spare = estimate
+    source: Source = "estimate"
+    if lessons.headroom is not None and rules.policy != "safe":
+        spare, source = min(lessons.headroom.bytes, estimate * MOST_TIMES), "record"
+    if lessons.least_headroom is not None and lessons.least_headroom.bytes > spare:
+        spare, source = min(lessons.least_headroom.bytes, device.total_bytes // 2), "record"
+    return spare, source
+
+
+def _proven(device: DeviceFacts, overhead: int, lessons: Lessons, rules: Rules) -> int:
+    """What each rank may ask because a start that asked it survived load; 0 where that isn't free now.
+
+    It may use up most of the headroom, which is there for the free memory that moves between two starts: the KV cache
+    of the next start is no smaller than that of the last.
+    """
+    if lessons.proven_asked is None or rules.policy == "safe":
+        return 0
+    least = LEAST_KEPT_BYTES if lessons.least_headroom is None else lessons.least_headroom.bytes
+    return min(
+        lessons.proven_asked.bytes // device.ranks, asked_bytes(device.free_bytes, overhead, least, device.ranks)
+    )
+
+
+def _record_behind(budget: Budget | None, lessons: Lessons, *, weighed: bool) -> str | None:
+    """The newest start whose figures the plan rests on."""
+    if budget is None:
+        return None
+    used = [lessons.startup_overhead if budget.startup_overhead_source == "record" else None]
+    used += [lessons.headroom, lessons.least_headroom] if budget.headroom_source == "record" else []
+    used += [each for each in lessons.terms.values() if each.source == "record"] if weighed else []
+    return max((each.record_id for each in used if each is not None), default=None)
+
+
 def _believable(measured: int, estimate: int) -> int:
     """A measured overhead between half and three times the estimate: the rest was a neighbour that moved meanwhile."""
-    return min(max(measured, estimate // 2), estimate * 3)
+    return min(max(measured, estimate // 2), estimate * MOST_TIMES)
 
 
 def _tightest(budgets: Sequence[Budget]) -> Budget | None:
@@ -155,11 +223,12 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
     source: Source = "vllm"
     why = "the device's memory could not be read"
     if budget is not None:
-        source = "record" if budget.startup_overhead_source == "record" else "estimate"
+        source = _source_of(budget)
         why = (
             f"{budget.free_bytes / GIB:.2f} of {budget.total_bytes / GIB:.2f} GiB free on {budget.device}, "
             f"less {budget.startup_overhead_bytes / GIB:.2f} for start-up ({budget.startup_overhead_source}) "
             f"and {budget.headroom_bytes / GIB:.2f} headroom"
+            + (" (record)" if budget.headroom_source == "record" else "")
         )
         if budget.ranks > 1:
             why += f", over {budget.ranks} ranks"
@@ -181,6 +250,11 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
     if suggested is None or request.utilization_left_to_vllm is not None:
         return Decision(name, request.values[name], "vllm", request.utilization_left_to_vllm or why, suggested)
     return Decision(name, suggested, source, why, suggested)
+
+
+def _source_of(budget: Budget) -> Source:
+    sources = (budget.startup_overhead_source, budget.headroom_source)
+    return next((each for each in ("record", "prior") if each in sources), "estimate")
 
 
 def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing | None) -> Decision:

@@ -16,6 +16,7 @@ from vllm_autofit.planning.concessions import Outcome, Weigh, Wish, concede
 from vllm_autofit.planning.defaults import Usage, Version, deployment_of
 from vllm_autofit.planning.fit import LEAST_SPARE_BYTES, Fit, Room, weigh
 from vllm_autofit.planning.fp8 import fp8_kv_cache
+from vllm_autofit.planning.learned import LearnedEstimator
 from vllm_autofit.planning.policy import POLICIES, Step
 from vllm_autofit.planning.refusals import refusals
 from vllm_autofit.planning.remedies import remedies_for
@@ -28,10 +29,12 @@ from vllm_autofit.values import (
     DeviceFacts,
     FieldValue,
     KvSummary,
+    Lessons,
     Model,
     Remedy,
     Request,
     Rules,
+    RunSettings,
 )
 
 STEP_FIELDS: Mapping[Step, str] = {
@@ -40,6 +43,9 @@ STEP_FIELDS: Mapping[Step, str] = {
     "fp8": "kv_cache_dtype",
     "eager": "enforce_eager",
 }
+
+NEARLY = 0.8
+"""The last start's number of sequences, or its context, is kept while it is no further from what fits now."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def weigh_model(
     device: DeviceFacts,
     budget: Budget,
     rules: Rules,
+    lessons: Lessons,
     *,
     version: Version,
     usage: Usage,
@@ -85,14 +92,15 @@ def weigh_model(
         device: the tightest device.
         budget: what may be asked of it.
         rules: the user's settings.
+        lessons: what earlier starts measured.
         version: of vLLM.
         usage: what starts; vLLM's batch defaults depend on it.
         separate_processes: whether engine core and workers are processes of their own.
     """
-    estimator = Estimator(model)
+    estimator = LearnedEstimator(Estimator(model), lessons.terms)
     facts = estimator.facts
     start = deployment_of(request, facts, device, version=version, usage=usage, separate_processes=separate_processes)
-    room = _room(request, budget)
+    room = _room(request, budget, lessons)
 
     @cache
     def weighed(deployment: Deployment) -> Fit:
@@ -102,6 +110,7 @@ def weigh_model(
     policy = POLICIES[rules.policy]
     outcome = concede(start, weighed, wish, policy)
     fit, capped = _capped(outcome.fit, weighed, wish)
+    fit = _as_before(fit, weighed, wish, lessons.settings)
     # Only the CPU worker leaves its check out when the size of the KV cache is given (v1/worker/cpu_worker.py).
     unchecked = device.kind == "cpu" and start.kv_cache_memory_bytes is not None
     check_bytes = 0 if unchecked else max(0, -room.beside_bytes)
@@ -135,7 +144,7 @@ def weigh_model(
     )
 
 
-def _room(request: Request, budget: Budget) -> Room:
+def _room(request: Request, budget: Budget, lessons: Lessons) -> Room:
     name = "gpu_memory_utilization"
     free = max(0, budget.free_bytes - budget.startup_overhead_bytes) // budget.ranks
     share = request.values.get(name)
@@ -150,7 +159,14 @@ def _room(request: Request, budget: Budget) -> Room:
         share_is_fixed=fixed,
         headroom_bytes=budget.headroom_bytes // budget.ranks,
         headroom_is_fixed=budget.headroom_source == "user",
+        proven_sequences=_proven_sequences(budget, lessons),
     )
+
+
+def _proven_sequences(budget: Budget, lessons: Lessons) -> int:
+    """How many sequences the headroom was seen to suffice for."""
+    settings = None if lessons.headroom is None else lessons.headroom.settings
+    return settings.max_num_seqs if settings is not None and budget.headroom_source == "record" else 0
 
 
 def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) -> Wish:
@@ -190,6 +206,19 @@ def _capped(fit: Fit, weigh: Weigh, wish: Wish) -> tuple[Fit, bool]:
         else:
             fails = middle
     return weigh(replace(fit.deployment, max_num_seqs=holds)), True
+
+
+def _as_before(fit: Fit, weigh: Weigh, wish: Wish, before: RunSettings | None) -> Fit:
+    """With as many sequences as the last start where that is nearly the same.
+
+    Free memory moves a little between starts; vLLM's compile cache is keyed by this number, so that it shouldn't.
+    """
+    now = fit.deployment.max_num_seqs
+    if before is None or "sequences" not in wish.open or not NEARLY * now <= before.max_num_seqs <= now / NEARLY:
+        return fit
+    kept = weigh(replace(fit.deployment, max_num_seqs=before.max_num_seqs))
+    holds = (_most_sequences(kept) or before.max_num_seqs) >= before.max_num_seqs
+    return kept if holds and kept.sure_kv_bytes >= kept.needs(wish.least_context) else fit
 
 
 def _most_sequences(fit: Fit) -> int | None:
