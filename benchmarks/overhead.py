@@ -1,5 +1,5 @@
 """What vllm-autofit costs: importing and registering, one plan, the estimate of a large model, the command
-``vllm-autofit plan``, and a whole start with the plugin and without.
+``vllm-autofit plan``, watching an engine that serves, and a whole start with the plugin and without.
 
     python -m benchmarks.overhead [--starts N]      (make bench)
 
@@ -91,6 +91,48 @@ LARGE = {
 """A dense model of more than 1,000 tensors: what it takes is nearly all of the device when all of it is free, and more
 than half of it is missing when half is."""
 
+SERVING = """
+import json, os, time
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from types import SimpleNamespace
+import wrapt
+from vllm import LLM
+llm = LLM(model={model!r}, enforce_eager=True, max_model_len=2048, kv_cache_memory_bytes=2**26)
+engine = llm.llm_engine.engine_core.engine_core
+from vllm_autofit.facts.processes import family_bytes
+from vllm_autofit.hooks import engine_end, scheduler
+from vllm_autofit.hooks.guard import shield
+from vllm_autofit.hooks.runs import record_serving, run_of
+from vllm_autofit.hooks.serving import WATCH
+
+class Stand:
+    vllm_config, kv_cache_manager = engine.vllm_config, engine.scheduler.kv_cache_manager
+    def plain(self, *args): pass
+    def request(self, *args): pass
+    def step(self, *args): pass
+wrapt.wrap_function_wrapper(Stand, "request", shield(scheduler.free_request, ""))
+wrapt.wrap_function_wrapper(Stand, "step", shield(engine_end.get_output, ""))
+
+def cost(times, function, *args):
+    began = time.perf_counter()
+    for _ in range(times):
+        function(*args)
+    return (time.perf_counter() - began) * 1000 / times
+
+stand, watch, run = Stand(), getattr(engine, WATCH), run_of(engine.vllm_config)
+request = SimpleNamespace(num_computed_tokens=9, num_prompt_tokens=9, num_output_tokens=9)
+plain = cost(100_000, stand.plain, request)
+print(json.dumps({{
+    "request": cost(100_000, stand.request, request) - plain,
+    "step": cost(100_000, stand.step) - plain,
+    "sample": cost(200, watch._figures),
+    "write": cost(20, record_serving, run, 0, watch._serving(watch._figures())),
+    "own": cost(10, family_bytes, os.getpid()),
+}}))
+"""
+"""Around functions that do nothing, on a real engine's scheduler and record: what is left is our own."""
+
 START = """
 import os, time
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
@@ -105,20 +147,36 @@ if __name__ == "__main__":
 
 def measure(script: str, environ: dict[str, str]) -> float:
     """Milliseconds that a script prints last, in a fresh process."""
+    return float(last_line(script, environ))
+
+
+def last_line(script: str, environ: dict[str, str]) -> str:
+    """What a script prints last, in a fresh process."""
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(script)
         file.flush()
         done = subprocess.run(
             [sys.executable, file.name], env=environ, capture_output=True, text=True, check=True, timeout=300
         )
-    return float(done.stdout.split()[-1])
+    return done.stdout.splitlines()[-1]
 
 
-def measure_command(*arguments: str) -> float:
+def _with_bytecode(place: str) -> dict[str, str]:
+    """This environment, with compiled modules as pip makes them when it installs us."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**environ, "PYTHONPYCACHEPREFIX": str(Path(place) / "bytecode")}
+
+
+def measure_command(environ: dict[str, str], *arguments: str) -> float:
     """Milliseconds that ``vllm-autofit`` takes from its start to its end."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "vllm_autofit", *arguments], capture_output=True, text=True, timeout=300, cwd=ROOT
+        [sys.executable, "-m", "vllm_autofit", *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
     )
     spent = (time.perf_counter() - began) * 1000
     if done.returncode not in (0, 3):
@@ -133,15 +191,19 @@ def main() -> int:
     options = parser.parse_args()
     model = str(make_tiny_model(ROOT / ".cache" / "tiny-model"))
     with tempfile.TemporaryDirectory() as place:
-        on = {**os.environ, "VLLM_AUTOFIT": "1", "VLLM_AUTOFIT_CACHE_DIR": place}
+        on = {**_with_bytecode(place), "VLLM_AUTOFIT": "1", "VLLM_AUTOFIT_CACHE_DIR": place}
         off = {**on, "VLLM_AUTOFIT": "0"}
+        for script in (REGISTER, PLAN.format(model=model)):  # once, so that there is bytecode
+            measure(script, on)
+        measure_command(on, "plan", model, "--gpu", "h100")
         disabled = [measure(REGISTER, off) for _ in range(RUNS)]
         enabled = [measure(REGISTER, on) for _ in range(RUNS)]
         plans = [measure(PLAN.format(model=model), on) for _ in range(RUNS)]
         large = json.dumps(LARGE)
         fitting = [measure(ESTIMATE.format(config=large, free=1.0), on) for _ in range(RUNS)]
         failing = [measure(ESTIMATE.format(config=large, free=0.5), on) for _ in range(RUNS)]
-        commands = [measure_command("plan", model, "--gpu", "h100") for _ in range(RUNS)]
+        commands = [measure_command(on, "plan", model, "--gpu", "h100") for _ in range(RUNS)]
+        serving = [json.loads(last_line(SERVING.format(model=model), on)) for _ in range(RUNS)]
         _write(
             COSTS,
             [
@@ -151,6 +213,7 @@ def main() -> int:
                 _row("the same without reading, 1,155 tensors, fits", fitting, "<= 50"),
                 _row("the same, every concession tried, remedies", failing, "<= 50"),
                 _row("the command `vllm-autofit plan FOLDER --gpu h100`", commands, "<= 1000"),
+                *_serving(serving),
             ],
         )
         if options.starts:
@@ -160,6 +223,17 @@ def main() -> int:
             pairs = [(measure(start, on), measure(start, off)) for _ in range(options.starts)]
             _write(STARTS, _starts(pairs))
     return 0
+
+
+def _serving(runs: Sequence[dict[str, float]]) -> list[str]:
+    rows = {
+        "request": ("serving: one request counted as it ends", "<= 0.05"),
+        "step": ("serving: one step of an engine in the user's process", "<= 0.01"),
+        "sample": ("serving: one sample, every 5 s, in a thread of its own", "<= 5"),
+        "write": ("serving: one write of the record, ever less often, in that thread", "<= 50"),
+        "own": ("start: one look at what our own processes hold", "<= 100"),
+    }
+    return [_row(name, [run[part] for run in runs], goal) for part, (name, goal) in rows.items()]
 
 
 def _starts(pairs: Sequence[tuple[float, float]]) -> list[str]:
@@ -175,9 +249,12 @@ def _starts(pairs: Sequence[tuple[float, float]]) -> list[str]:
 
 
 def _row(name: str, values: Sequence[float], goal: str) -> str:
-    return (
-        f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} | {len(values)} | {goal} |"
-    )
+    figures = " | ".join(_milliseconds(each) for each in (statistics.median(values), min(values), max(values)))
+    return f"| {name} | {figures} | {len(values)} | {goal} |"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.4f}"
 
 
 def _write(block: str, rows: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ BAD = {
     "VLLM_AUTOFIT_MIN_CONTEXT": ("lots", "a positive number of tokens", "4096"),
     "VLLM_AUTOFIT_HEADROOM": ("some", "a size such as 1.5GiB", "chosen by the planner"),
     "VLLM_AUTOFIT_CACHE_DIR": ("~nobody-of-this-name/x", "a folder", "vllm-autofit"),
+    "VLLM_AUTOFIT_HASH_PATHS": ("maybe", "1 or 0", "False"),
 }
-"""Per variable: a value that it doesn't accept, and what the warning says was expected and is used."""
+"""Per variable with one value: a value that it doesn't accept, and what the warning says was expected and is used."""
 
 environment_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
@@ -54,7 +56,7 @@ def test_a_blank_value_counts_as_unset(name: str, blank: str) -> None:
     assert read_settings({name: blank}) == read_settings({})
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("name", BAD)
 def test_a_bad_value_becomes_one_warning_with_the_value_what_was_expected_and_what_is_used(name: str) -> None:
     value, expected, default = BAD[name]
     settings = read_settings({name: value})
@@ -64,7 +66,7 @@ def test_a_bad_value_becomes_one_warning_with_the_value_what_was_expected_and_wh
     assert default in warning.rpartition("using the default (")[2]
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("name", BAD)
 def test_a_bad_value_leaves_the_default(name: str) -> None:
     bad, good = read_settings({name: BAD[name][0]}), read_settings({})
     assert (bad.mode, bad.rules, bad.cache_dir) == (good.mode, good.rules, good.cache_dir)
@@ -72,7 +74,7 @@ def test_a_bad_value_leaves_the_default(name: str) -> None:
 
 def test_every_bad_value_is_warned_of_once_in_the_order_of_the_variables() -> None:
     settings = read_settings({name: bad for name, (bad, _, _) in BAD.items()})
-    assert [warning.partition("=")[0] for warning in settings.warnings] == list(VARIABLES)
+    assert [warning.partition("=")[0] for warning in settings.warnings] == [name for name in VARIABLES if name in BAD]
 
 
 def test_a_bad_value_does_not_spoil_a_good_one() -> None:
@@ -188,6 +190,39 @@ def test_a_cache_folder_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert read_settings({"VLLM_AUTOFIT_CACHE_DIR": "~/there"}).cache_dir == tmp_path / "home" / "there"
 
 
+def test_profiles_are_a_list_of_folders_and_files_in_the_order_given(tmp_path: Path) -> None:
+    folder, file = tmp_path / "team", tmp_path / "baked.json"
+    folder.mkdir()
+    file.write_text("{}")
+    settings = read_settings({"VLLM_AUTOFIT_PROFILES": f"{file}{os.pathsep} {folder} {os.pathsep}"})
+    assert (settings.profiles, settings.warnings) == ((file, folder), ())
+
+
+def test_profiles_may_be_relative_or_of_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("here", "home/there"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings = read_settings({"VLLM_AUTOFIT_PROFILES": f"here{os.pathsep}~/there"})
+    assert settings.profiles == (tmp_path / "here", tmp_path / "home" / "there")
+
+
+def test_profiles_that_can_not_be_read_are_one_warning_and_the_others_are_used(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    entries = ["/no/such/folder", str(tmp_path / "team"), "~nobody-of-this-name/x", "/" + "x" * 300]
+    settings = read_settings({"VLLM_AUTOFIT_PROFILES": os.pathsep.join(entries)})
+    assert settings.profiles == (tmp_path / "team",)
+    (warning,) = settings.warnings
+    assert warning.startswith("VLLM_AUTOFIT_PROFILES: /no/such/folder, ~nobody-of-this-name/x, /xxx")
+    assert str(tmp_path) not in warning
+
+
+@pytest.mark.parametrize(("text", "hashed"), [("1", True), ("on", True), ("0", False), ("No", False), ("", False)])
+def test_paths_are_hashed_when_asked_for(text: str, hashed: bool) -> None:
+    settings = read_settings({"VLLM_AUTOFIT_HASH_PATHS": text})
+    assert (settings.hash_paths, settings.warnings) == (hashed, ())
+
+
 @pytest.fixture
 def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a container's user has whose number no file knows: no entry among the users, and no HOME."""
@@ -203,6 +238,26 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_user_without_a_home_can_name_a_cache_folder(no_home: None, tmp_path: Path) -> None:
     settings = read_settings({"VLLM_AUTOFIT_CACHE_DIR": str(tmp_path)})
     assert (settings.cache_dir, settings.warnings) == (tmp_path, ())
+
+
+@pytest.mark.parametrize("trap", ["a link", "a file", "a folder that everybody can write to"])
+def test_records_go_nowhere_that_another_user_prepared(
+    no_home: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trap: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    expected = tmp_path / f"vllm-autofit-{os.getuid()}"
+    assert read_settings({}).cache_dir == expected
+    if trap == "a link":
+        expected.symlink_to(tmp_path)
+    elif trap == "a file":
+        expected.touch()
+    else:
+        expected.mkdir()
+        expected.chmod(0o777)
+    settings = read_settings({})
+    assert settings.cache_dir != expected
+    assert settings.cache_dir.parent == tmp_path
+    assert str(settings.cache_dir) in settings.warnings[0]
 
 
 def test_a_user_without_a_home_keeps_the_other_settings(no_home: None) -> None:

@@ -42,6 +42,10 @@ VARIABLES = (
     "VLLM_AUTOFIT_MIN_CONTEXT",
     "VLLM_AUTOFIT_HEADROOM",
     "VLLM_AUTOFIT_CACHE_DIR",
+    "VLLM_AUTOFIT_PROFILES",
+    "VLLM_AUTOFIT_HASH_PATHS",
+    "VLLM_AUTOFIT_RETRIES",
+    "VLLM_AUTOFIT_REFUSE",
 )
 """Our environment variables; ``settings`` says what they may hold."""
 

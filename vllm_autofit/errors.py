@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class AutofitError(Exception):
-    """Base of all our errors. None of them ever leaves a hook: vLLM runs on as if we weren't there."""
+    """Base of all our errors. None but ``RefusedError`` ever leaves a hook: vLLM runs on as if we weren't there."""
 
 
 class DeviceError(AutofitError):
@@ -64,6 +64,44 @@ class RecordError(AutofitError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path} is not a readable record ({reason})")
+
+
+class NewerRecordError(RecordError):
+    """A record was written by a newer version of us. It is left as it is.
+
+    Attributes:
+        schema: the record's.
+    """
+
+    def __init__(self, path: str, schema: int, known: int) -> None:
+        self.schema = schema
+        super().__init__(path, f"its schema is {schema}, this version reads up to {known}; a newer version wrote it")
+
+
+class MisplacedRecordError(RecordError):
+    """A sound record that lies where another one belongs. It is left as it is.
+
+    Attributes:
+        place: ``<key>/<run_id>`` as it says itself.
+    """
+
+    def __init__(self, path: str, place: str) -> None:
+        self.place = place
+        super().__init__(path, f"it is the record of {place}; `vllm-autofit history check --repair` moves it there")
+
+
+class PinError(AutofitError):
+    """Settings that can't be pinned.
+
+    Attributes:
+        field: the setting.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        self.problem = problem
+        super().__init__(f"cannot pin {field}: {problem}")
 
 
 class WeightsError(AutofitError):
@@ -144,3 +182,15 @@ class UnknownDeviceError(AutofitError):
             super().__init__(
                 f"no device {name!r} is known. {close}For any other device, give its memory in GiB with --gpu-memory"
             )
+
+
+class RefusedError(AutofitError, ValueError):
+    """A start that can't succeed is not made. The one error of ours that users of vLLM see.
+
+    Attributes:
+        reasons: why it can't.
+    """
+
+    def __init__(self, reasons: tuple[str, ...], message: str) -> None:
+        self.reasons = reasons
+        super().__init__(message)

@@ -6,6 +6,8 @@ A bad value never stops vLLM: it becomes one warning (value, what was expected, 
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ POLICIES = ("balanced", "throughput", "context", "safe")
 ON = ("", "1", "on", "true", "yes")
 DEFAULT_MIN_CONTEXT_TOKENS = 4096
 """llama.cpp's ``--fit`` keeps 4096 tokens by default too (common/fit, 2026); most chats fit in it."""
+DEFAULT_RETRIES = 2
+MOST_RETRIES = 10
 
 Mode = Literal["on", "observe", "off"]
 _T = TypeVar("_T")
@@ -27,13 +31,30 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user wants of us. ``headroom_bytes`` None means that the planner decides."""
+    """What the user wants of us.
+
+    Attributes:
+        mode: whether we plan, only watch, or do neither.
+        policy: what is given up first where memory is short.
+        min_context_tokens: what a context is never cut below.
+        headroom_bytes: kept free; None means that the planner decides.
+        cache_dir: where the user's own starts are remembered.
+        profiles: read-only folders, or exported files, of other starts.
+        hash_paths: remember the path of a model's folder only as a hash.
+        retries: how often a start that failed for memory is made again with other settings.
+        refuse: whether a start that can't succeed is refused at once.
+        warnings: what was wrong with the variables, for the user.
+    """
 
     mode: Mode
     policy: str
     min_context_tokens: int
     headroom_bytes: int | None
     cache_dir: Path
+    profiles: tuple[Path, ...] = ()
+    hash_paths: bool = False
+    retries: int = DEFAULT_RETRIES
+    refuse: bool = True
     warnings: tuple[str, ...] = ()
 
     @property
@@ -73,7 +94,15 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     cache_dir = read("VLLM_AUTOFIT_CACHE_DIR", _folder, home, "a folder")
     if cache_dir is home and homeless:
         warnings.append(homeless)
-    return Settings(mode, policy, min_context, headroom, cache_dir, tuple(warnings))
+    profiles, missing = _profiles(env.get("VLLM_AUTOFIT_PROFILES", ""))
+    if missing:
+        warnings.append(f"VLLM_AUTOFIT_PROFILES: {', '.join(missing)} can't be read; going on without")
+    hash_paths = read("VLLM_AUTOFIT_HASH_PATHS", _switch, False, "1 or 0")
+    retries = read("VLLM_AUTOFIT_RETRIES", _count, DEFAULT_RETRIES, f"a whole number from 0 to {MOST_RETRIES}")
+    refuse = read("VLLM_AUTOFIT_REFUSE", _switch, True, "1 or 0")
+    return Settings(
+        mode, policy, min_context, headroom, cache_dir, profiles, hash_paths, retries, refuse, tuple(warnings)
+    )
 
 
 def _mode(text: str) -> Mode:
@@ -85,6 +114,36 @@ def _mode(text: str) -> Mode:
     if word == "observe":
         return "observe"
     raise ValueError(text)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= MOST_RETRIES:
+        raise ValueError(text)
+    return number
+
+
+def _switch(text: str) -> bool:
+    word = text.lower()
+    if word not in ON + OFF:
+        raise ValueError(text)
+    return word in ON
+
+
+def _profiles(text: str) -> tuple[tuple[Path, ...], list[str]]:
+    """The entries of a path list that can be read, and those that can't, as they were written."""
+    readable, missing = [], []
+    for entry in filter(None, map(str.strip, text.split(os.pathsep))):
+        try:
+            path = Path(entry).expanduser().absolute()
+            found = os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+        except (ValueError, OSError, RuntimeError):
+            found = False
+        if found:
+            readable.append(path)
+        else:
+            missing.append(entry)
+    return tuple(readable), missing
 
 
 def _policy(text: str) -> str:
@@ -109,4 +168,15 @@ def _default_cache_dir() -> tuple[Path, str]:
         return user_cache_path("vllm-autofit", appauthor=False), ""
     except RuntimeError:  # a user without a home, as in many containers
         folder = Path(tempfile.gettempdir()) / f"vllm-autofit-{os.getuid()}"
+        if not _may_be_ours(folder):
+            folder = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
         return folder, f"no home folder, so starts are remembered in {folder}; VLLM_AUTOFIT_CACHE_DIR names another"
+
+
+def _may_be_ours(folder: Path) -> bool:
+    """Whether no other user has made, or can write to, a folder where everybody can make one."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return True  # there is none yet
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022

@@ -103,7 +103,7 @@ def test_a_server_starts_where_plain_vllm_fails_and_its_second_start_uses_the_re
             assert server.models()[0]["max_model_len"] == 32768
         record = records(environ)[-1]
         assert record["run_id"] in line
-        assert record["outcome"]["state"] == "serving"
+        assert record["outcome"]["ended"]["how"] == "clean"
         if number == 2:
             first = records(environ)[0]["run_id"]
             assert f"from the record of start {first}" in line
@@ -138,7 +138,7 @@ def test_a_job_runs_where_plain_vllm_fails(
     assert len(our_lines(ours.stdout)) == 1
     assert not our_warnings(ours.stdout)
     (record,) = records(environ)
-    assert record["outcome"]["state"] == "serving"
+    assert record["outcome"]["ended"]["how"] == "clean"
     assert record["engines"][0]["kv_cache"]["tokens"] > 0
 
 

@@ -149,7 +149,7 @@ def test_observe_changes_nothing_and_still_records(tiny_model: Path, monkeypatch
     assert "would set (VLLM_AUTOFIT=observe) gpu_memory_utilization=0." in text
     (record,) = records(os.environ)
     assert record["settings"]["gpu_memory_utilization"] == {"value": 0.92, "chosen_by": "vllm"}
-    assert record["outcome"]["state"] == "serving"
+    assert record["outcome"]["state"] == "ended"
 
 
 def test_a_model_without_a_kv_cache_starts(tiny_embedder: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_model_without_a_kv_cache_starts(tiny_embedder: Path) -> None:
     assert width == 128
     assert not our_warnings(text)
     (record,) = records(os.environ)
-    assert record["outcome"]["state"] == "serving"
+    assert record["outcome"]["state"] == "ended"
     assert record["engines"][0]["kv_cache"] == {}
 
 

@@ -100,3 +100,10 @@ def test_the_names_in_a_folder_that_does_not_exist_are_none(tmp_path: Path) -> N
     with pytest.raises(NotADirectoryError):
         names_in(tmp_path / "file")
     assert names_in(tmp_path) == ["file"]
+
+
+def test_a_file_of_nothing_but_lists_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "lists"
+    path.write_text("[" + "[]," * 300_000 + "[]]")
+    with pytest.raises(RecordError, match="more lists and objects"):
+        read_json(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def certain(
     version: Version = (0, 32),
     rules: Rules = Rules(),  # noqa: B008
     more_devices: tuple[DeviceFacts, ...] = (),
-    **more: object,
+    **more: Any,
 ) -> tuple[str, ...]:
     asked, devices = request(fields, **more), [device, *more_devices]
     plan = make_plan(asked, devices, Lessons(), rules, model=model, version=version)
@@ -50,6 +52,18 @@ def test_a_context_shorter_than_our_floor_is_vllms_to_fit() -> None:
     assert certain(cuda(22), rules=Rules(min_context_tokens=131072)) == ()
     (reason,) = certain(cuda(22), {"max_model_len": 131072})
     assert "are missing" in reason
+
+
+def test_a_kv_cache_of_a_given_size_is_arithmetic() -> None:
+    """131,072 tokens of 128 KiB take 16 GiB."""
+    given = {"knobs": {"kv_cache_memory_bytes": 8 * GIB}, "kv_cache_fixed_by": "kv_cache_memory_bytes"}
+    (reason,) = certain(cuda(80), {"max_model_len": 131072}, **given)
+    assert reason == (
+        "kv_cache_memory_bytes gives the KV cache 8.00 GiB, and one request of the whole context needs 16.00"
+    )
+    assert certain(cuda(80), {"max_model_len": 65536}, **given) == ()
+    nearly = {"knobs": {"kv_cache_memory_bytes": 15.9 * GIB}, "kv_cache_fixed_by": "kv_cache_memory_bytes"}
+    assert certain(cuda(80), {"max_model_len": 131072}, **nearly) == ()
 
 
 def test_without_its_model_nothing_is_said_about_room() -> None:
@@ -92,7 +106,7 @@ def test_devices_that_vllm_may_not_use_refuse_only_together() -> None:
 
 def test_vllms_own_refusals_count_for_the_version_they_were_read_in() -> None:
     seven = llama(heads=7, kv_heads=7)
-    knobs = {"knobs": {"tensor_parallel_size": 2}}
+    knobs: dict[str, Any] = {"knobs": {"tensor_parallel_size": 2}}
     assert any("7 attention heads" in reason for reason in certain(cuda(80), None, seven, **knobs))
     assert certain(cuda(80), None, seven, version=(0, 31), **knobs) == ()
 
@@ -101,9 +115,7 @@ def test_other_nodes_are_not_judged() -> None:
     assert certain(cuda(8), spans_nodes=True) == ()
 
 
-@given(
-    total=st.floats(4, 200), free=st.floats(0.01, 1), layers=st.integers(2, 80), context=st.integers(512, 65536)
-)
+@given(total=st.floats(4, 200), free=st.floats(0.01, 1), layers=st.integers(2, 80), context=st.integers(512, 65536))
 def test_whatever_fits_by_the_estimate_is_never_refused(total: float, free: float, layers: int, context: int) -> None:
     device, asked, model = cuda(total, total * free), request({"max_model_len": context}), llama(layers=layers)
     plan = make_plan(asked, [device], Lessons(), Rules(), model=model)

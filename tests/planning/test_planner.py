@@ -114,7 +114,7 @@ def test_several_cuda_ranks_leave_room_to_talk() -> None:
 
 def test_cpu_ranks_share_the_host() -> None:
     plan = make_plan(request(local_ranks=2), [host(32, ranks=2)], Lessons(), Rules())
-    assert plan.filled["gpu_memory_utilization"] == 0.4437  # (32 - 2 x 1 - 1.6) / 2 / 32
+    assert plan.filled["gpu_memory_utilization"] == 0.4637  # (32 - 2 x 1 - 0.32) / 2 / 32
     assert plan.decision("gpu_memory_utilization").why.endswith(", over 2 ranks")
 
 

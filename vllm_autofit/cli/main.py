@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from vllm_autofit import __version__
-from vllm_autofit.cli import history, plan
+from vllm_autofit.cli import diagnose, doctor, history, plan
 from vllm_autofit.cli.output import say
 from vllm_autofit.errors import AutofitError
 
@@ -16,11 +17,16 @@ EXIT_OK, EXIT_NOT_WRITTEN, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT = 0, 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 done, 1 the output can't be written, 2 bad input, 3 nothing fits.
+    """Run one command.
+
+    Returns the exit status: 0 done; 1 the output can't be written, or ``history check`` leaves findings; 2 bad input;
+    3 nothing fits.
 
     A stdout that is closed from the start is no error: who does that wants the status alone.
     """
     status = EXIT_OK
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the encoding lacks a character of a table, "?" takes its place
     try:
         try:
             status = _run(arguments)
@@ -46,6 +52,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     history.add_parser(commands)
     plan.add_parser(commands)
+    diagnose.add_parser(commands)
+    doctor.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

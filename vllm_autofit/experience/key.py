@@ -46,14 +46,14 @@ def start_key(
         launch: how vLLM was started (its usage context): a server has processes that a script hasn't.
     """
     parts: dict[str, Any] = {
-        "vllm": vllm_version,
+        "vllm": vllm_version.partition("+")[0],  # what follows says for which kind of device it was built
         "launch": launch,
         "model": model.fingerprint,
         "set": {name: request.values[name] for name in FIELDS if name in request.set_by_user},
         "knobs": {name: request.knobs[name] for name in request.knobs_changed},
         "ranks": request.local_ranks,
         "devices": [
-            [device.kind, device.name, device.total_bytes if device.size_is_fixed else None, device.ranks]
+            [device.kind, _name(device), device.total_bytes if device.size_is_fixed else None, device.ranks]
             for device in devices
         ],
     }
@@ -73,11 +73,16 @@ def groups(model: ModelIdentity, request: Request, devices: Sequence[DeviceFacts
     if "enable_expert_parallel" in changed:  # experts are spread over the engines, too
         weights |= {name: changed[name] for name in TALKING if name in changed}
     talking = {name: changed[name] for name in TALKING if name in changed}
-    places = sorted((device.kind, device.name, device.ranks, device.size_is_fixed) for device in devices)
+    places = sorted((device.kind, _name(device), device.ranks, device.size_is_fixed) for device in devices)
     return {
         "model": "model-" + _digest({"model": model.fingerprint, "weights": weights}),
         "device": "device-" + _digest({"devices": places, "ranks": request.local_ranks, "talking": talking}),
     }
+
+
+def _name(device: DeviceFacts) -> str:
+    """What a host's memory is called depends on who reads it."""
+    return "" if device.kind == "cpu" else device.name
 
 
 def _digest(parts: dict[str, Any]) -> str:

@@ -88,6 +88,11 @@ def requests(record: Record) -> int:
     return sum((engine.get("serving") or {}).get("requests") or 0 for engine in record["engines"])
 
 
+def seconds_served(record: Record) -> float:
+    """Of the engine that served longest."""
+    return max((float((engine.get("serving") or {}).get("seconds") or 0) for engine in record["engines"]), default=0.0)
+
+
 def bore_load(record: Record) -> bool:
     """Whether it answered so many requests, or some for so long, that its settings were put to the test."""
     served = [each for engine in record["engines"] if (each := engine.get("serving") or {}).get("requests")]
@@ -138,6 +143,7 @@ def is_quiet(record: Record) -> bool:
     """
     loss, before = startup_overhead(record), record["plan"].get("own_bytes")
     own = [(rank.get("before") or {}).get("own_bytes") for rank in ranks(record)]
+    own.append((failure_of(record).get("numbers") or {}).get("own_bytes"))
     known = [each for each in own if isinstance(each, int)]
     if loss is None or not isinstance(before, int) or not known:
         return True

@@ -25,16 +25,22 @@ def _arm() -> None:
         defaults,
         engine_args,
         engine_core,
+        engine_end,
         executor,
+        front_end,
         in_flight,
         parser,
+        retry,
+        scheduler,
         seams,
+        warm_start,
         worker,
         worker_failures,
     )
 
     defaults.install()
-    for module in (parser, config_file, engine_args, executor, engine_core, worker):
+    recording = (executor, engine_core, scheduler, engine_end, front_end, worker)
+    for module in (parser, config_file, engine_args, retry, *recording, warm_start):
         for seam in module.SEAMS:
             seams.install(seam)
     worker_failures.install()

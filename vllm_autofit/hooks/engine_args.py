@@ -1,18 +1,22 @@
 """Seam ``EngineArgs.create_engine_config``: the one place that every launch passes before its engine exists.
 
 Here the unset fields get their values. Afterwards the ``EngineArgs`` again holds what its user gave it, marks
-included, so that the same object can be used for another start.
+included, so that the same object can be used for another start. A copy of what it was is kept with the config: should
+the start fail for memory, the next attempt is planned from it (``hooks/retry.py``).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm_autofit import FIELDS
+from vllm_autofit.hooks.environment import note_changes
 from vllm_autofit.hooks.guard import attempt, logger
 from vllm_autofit.hooks.marks import mark, set_by_user, unmark
+from vllm_autofit.hooks.origin import Origin, copied, keep
 from vllm_autofit.hooks.runs import attach
 from vllm_autofit.hooks.seams import Seam
 
@@ -26,6 +30,8 @@ def create_engine_config(
 ) -> Any:
     """vLLM's ``VllmConfig``, built with the plan's values in the fields that nobody set."""
     attempt("setting up logging", _configure_logging, instance)
+    environment = dict(os.environ)
+    asked_for = attempt("keeping what was asked for", copied, instance)
     given = {name: getattr(instance, name) for name in FIELDS}
     chosen_by_user = set_by_user(instance)
     _assign(instance, {name: unmark(value) for name, value in given.items()})
@@ -41,8 +47,11 @@ def create_engine_config(
             config, launch = _without_us(wrapped, instance, before, args, kwargs, error), None
     finally:
         _restore(instance, given, filled, chosen_by_user)
+        attempt("remembering the environment", note_changes, environment)
     if launch is not None:
         attempt("identifying this start", attach, config, launch.run)
+        if asked_for is not None:
+            attempt("keeping what was asked for", keep, config, launch.run, Origin(asked_for, args, kwargs))
     return config
 
 

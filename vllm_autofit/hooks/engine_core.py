@@ -1,7 +1,7 @@
 """Seam ``EngineCore._initialize_kv_caches``: profiling, KV sizing, allocation and warm-up, in every kind of engine.
 
-When it returns, vLLM knows everything about its memory: every worker is asked for its figures, and the record is
-completed.
+When it returns, vLLM knows everything about its memory: every worker is asked for its figures, the record is completed,
+and the engine is watched from then on.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vllm_autofit.hooks import worker_report
+from vllm_autofit.hooks import serving, worker_report
 from vllm_autofit.hooks.failures import note_failure
 from vllm_autofit.hooks.guard import attempt, logger
-from vllm_autofit.hooks.runs import Run, record_success, run_of, seconds_since_start
+from vllm_autofit.hooks.runs import Run, dp_rank_of, record_phase, record_success, run_of, seconds_since_start
 from vllm_autofit.hooks.seams import Seam
 
 
@@ -25,6 +25,7 @@ def initialize_kv_caches(
     run = run_of(config)
     if run is None:
         return wrapped(*args, **kwargs)
+    attempt("recording this start", record_phase, run, "profile_run")
     began = time.monotonic()
     try:
         result = wrapped(*args, **kwargs)
@@ -38,23 +39,25 @@ def initialize_kv_caches(
 
 
 def _report(run: Run, engine: Any, config: Any, result: Any, seconds: float) -> None:
-    ranks = worker_report.collect(engine.model_executor)
-    parallel = config.parallel_config
+    reports = worker_report.collect(engine.model_executor)
+    dp_rank = dp_rank_of(config)
     record_success(
         run,
         {
-            "dp_rank": getattr(parallel, "data_parallel_rank", 0),
+            "dp_rank": dp_rank,
             "max_model_len": int(config.model_config.max_model_len),
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "quantization": config.model_config.quantization,
             "kv_cache_dtype": str(config.cache_config.cache_dtype),
             "max_num_seqs": int(config.scheduler_config.max_num_seqs),
             "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
+            "enforce_eager": bool(config.model_config.enforce_eager),
             "kv_cache": _kv_cache(config, result),
-            "ranks": ranks,
+            "ranks": [report.figures for report in reports],
             "seconds": {"kv_cache_and_warm_up": seconds, "since_plan": seconds_since_start(run)},
         },
     )
+    serving.watch(run, engine, dp_rank, [report.place for report in reports if report.place])
 
 
 def _kv_cache(config: Any, result: Any) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Seam ``Executor.__init__``: an engine is coming up. From here on there is a record, whatever happens."""
+"""Seams ``Executor.__init__``: an engine is coming up, and ``initialize_from_config``: it takes its KV cache.
+
+From the first on there is a record, whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from vllm_autofit.hooks.failures import note_failure
 from vllm_autofit.hooks.guard import attempt
-from vllm_autofit.hooks.runs import record_start, run_of
+from vllm_autofit.hooks.runs import record_phase, record_start, run_of
 from vllm_autofit.hooks.seams import Seam
 
 
@@ -24,4 +27,24 @@ def init(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwar
         raise
 
 
-SEAMS = (Seam("vllm.v1.executor.abstract", "Executor.__init__", ("vllm_config",), init, "recording this start"),)
+def initialize_from_config(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """vLLM's workers allocate the KV cache; up to vLLM 0.26 they warm up in it, too."""
+    run = run_of(instance.vllm_config)
+    if run is not None:
+        attempt("recording this start", record_phase, run, "kv_alloc")
+    return wrapped(*args, **kwargs)
+
+
+SEAMS = (
+    Seam("vllm.v1.executor.abstract", "Executor.__init__", ("vllm_config",), init, "recording this start"),
+    Seam(
+        "vllm.v1.executor.abstract",
+        "Executor.initialize_from_config",
+        ("kv_cache_configs",),
+        initialize_from_config,
+        "recording this start",
+        optional=True,
+    ),
+)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from vllm_autofit.errors import AutofitError
+from vllm_autofit.errors import AutofitError, RefusedError
 
 logger = logging.getLogger("vllm.autofit")
 """A child of vLLM's logger: its format, its level, its destination."""
@@ -49,7 +49,8 @@ def report(what: str, error: BaseException) -> None:
 def shield(wrapper: Wrapper, what: str) -> Wrapper:
     """``wrapper``, so that whatever it raises of its own leaves vLLM with just what the wrapped function does.
 
-    vLLM's own exceptions pass unchanged. What the wrapped function did once, the shield doesn't have it do again.
+    vLLM's own exceptions and our refusals pass unchanged. What the wrapped function did once, it isn't made to do
+    again.
     """
 
     def shielded(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -57,7 +58,7 @@ def shield(wrapper: Wrapper, what: str) -> Wrapper:
         try:
             return wrapper(call, instance, args, kwargs)
         except Exception as error:
-            if error is call.error:
+            if error is call.error or isinstance(error, RefusedError):
                 raise
             report(what, error)
             if call.error is not None:

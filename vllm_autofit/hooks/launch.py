@@ -10,23 +10,30 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from vllm_autofit.errors import AutofitError, DeviceError
-from vllm_autofit.experience.key import start_key
+from vllm_autofit.experience.ending import ending
+from vllm_autofit.experience.key import groups, start_key
 from vllm_autofit.experience.lessons import lessons_from
 from vllm_autofit.experience.store import Store
 from vllm_autofit.facts.model import ModelIdentity, identify
+from vllm_autofit.facts.processes import family_bytes
 from vllm_autofit.facts.request import read_request
 from vllm_autofit.hooks import platform
+from vllm_autofit.hooks.environment import users_environment
 from vllm_autofit.hooks.guard import attempt, logger
 from vllm_autofit.hooks.model_config import model_of
-from vllm_autofit.hooks.runs import Run, new_run
+from vllm_autofit.hooks.refusal import refusal
+from vllm_autofit.hooks.runs import Run, failed_here, new_run
+from vllm_autofit.hooks.saying import keep_or_say
+from vllm_autofit.planning.certain import certain_failures
 from vllm_autofit.planning.defaults import NEWEST, Usage, parsed_version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.render.line import plan_line, remedies_text
 from vllm_autofit.settings import Settings, read_settings
-from vllm_autofit.values import DeviceFacts, Lessons, Plan, Request
+from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, Lessons, Plan, Request
 
 IDENTIFYING_KNOBS = (
     "dtype",
@@ -66,9 +73,10 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
     request = read_request(
         engine_args,
         set_by_user,
-        os.environ,
+        users_environment(),
         visible_devices=platform.visible_devices(),
         headless=headless,
+        variables=getattr(sys.modules.get("vllm.envs"), "environment_variables", ()),
     )
     try:
         devices = platform.read_devices(engine_args)
@@ -78,20 +86,23 @@ def plan_launch(engine_args: Any, set_by_user: frozenset[str], launch: str, head
     model = identify(request.model, getattr(engine_args, "revision", None))
     version = vllm_version()
     key = start_key(model, request, devices, version, launch)
-    lessons = _lessons(settings, key)
-    plan = _plan(engine_args, request, devices, lessons or Lessons(), settings, version, launch)
-    identity = _identity(model, request, devices, version, launch)
+    related = groups(model, request, devices)
+    lessons, readable = _lessons(settings, key, related)
+    plan = _plan(engine_args, request, devices, lessons, settings, version, launch)
+    identity = _identity(model, request, devices, version, launch, settings) | {"groups": related}
     run = new_run(
         key,
         settings.cache_dir,
-        {"identity": identity, "settings": _knobs(request, plan, settings), "plan": _account(plan, settings)},
-        trouble_is_known=lessons is None,
+        {"identity": identity, "settings": _knobs(request, plan, settings), "plan": _account(plan, devices, settings)},
+        trouble_is_known=not readable,
     )
-    for warning in plan.warnings:
-        logger.warning("vllm-autofit: %s.", warning)
+    run["skip_profiling"] = _skip_profiling(lessons, plan, request, settings)
+    if settings.refuse and settings.mode == "on":
+        run["refusal"] = attempt("looking for what can't succeed", _refusal, plan, request, devices, settings, version)
+    warnings = list(plan.warnings)
     if not plan.fits and plan.remedies:
-        logger.warning("vllm-autofit: what would help: %s.", remedies_text(plan))
-    logger.info("vllm-autofit: %s", plan_line(plan, run["run_id"], observing=settings.mode == "observe"))
+        warnings.append(f"what would help: {remedies_text(plan)}")
+    keep_or_say(run, warnings, plan_line(plan, run["run_id"], observing=settings.mode == "observe"))
     return Launch(settings, plan, run)
 
 
@@ -121,21 +132,38 @@ def _plan(
     return weighed or decide()
 
 
-def _lessons(settings: Settings, key: str) -> Lessons | None:
-    """What past starts taught, or None after a warning that the folder can't be read."""
-    store = Store(settings.cache_dir)
+def _refusal(
+    plan: Plan, request: Request, devices: list[DeviceFacts], settings: Settings, version: str
+) -> dict[str, Any] | None:
+    known = parsed_version(version) or NEWEST
+    return refusal(certain_failures(plan, request, devices, settings.rules, known), plan)
+
+
+def _lessons(settings: Settings, key: str, related: dict[str, str]) -> tuple[Lessons, bool]:
+    """What past starts taught, and whether they could be read: if not, there was a warning, and only attempts of this
+    process count."""
+    store = Store(settings.cache_dir, settings.profiles)
+    failed = failed_here(key)
+    known = {record["run_id"] for record in failed}
     try:
-        lessons = lessons_from(store.records(key))
+        lessons = lessons_from(
+            chain(failed, (record for record in store.records(key) if record["run_id"] not in known)),
+            same_device=store.related(related["device"]),
+            same_model=store.related(related["model"]),
+            pinned=(store.pinned(key) or {}).get("settings"),
+            ending=ending,
+        )
     except AutofitError as error:
-        logger.warning("vllm-autofit: planning without past starts: %s.", error)
-        return None
+        if not failed:
+            logger.warning("vllm-autofit: planning without past starts: %s.", error)
+        return lessons_from(failed), False
     if store.skipped:
         logger.warning(
             "vllm-autofit: %d damaged record(s) ignored: %s.",
             len(store.skipped),
             "; ".join(store.skipped[:3]),
         )
-    return lessons
+    return lessons, True
 
 
 def vllm_version() -> str:
@@ -157,12 +185,29 @@ def _context_automatic() -> bool:
         return False
 
 
+def _skip_profiling(lessons: Lessons, plan: Plan, request: Request, settings: Settings) -> dict[str, Any] | None:
+    """What a worker needs to do without vLLM's measurement; it looks again whether its settings are the same."""
+    known = lessons.skip_profiling
+    if known is None or known.settings is None or settings.mode == "observe" or request.kv_cache_fixed_by is not None:
+        return None
+    then = asdict(known.settings)
+    context = plan.decision("max_model_len").value
+    if then.pop("max_model_len") != context and context not in (AUTO_CONTEXT, None):
+        return None
+    return {"consumed_bytes": known.bytes, "record": known.record_id, "settings": then}
+
+
 def _identity(
-    model: ModelIdentity, request: Request, devices: list[DeviceFacts], version: str, launch: str
+    model: ModelIdentity,
+    request: Request,
+    devices: list[DeviceFacts],
+    version: str,
+    launch: str,
+    settings: Settings,
 ) -> dict[str, Any]:
     return {
         "vllm": version,
-        "model": model.name,
+        "model": _without_path(model) if settings.hash_paths else model.name,
         "revision": model.revision,
         "fingerprint": model.fingerprint,
         "commit": model.commit,
@@ -171,6 +216,11 @@ def _identity(
         "ranks": request.local_ranks,
         "devices": [asdict(device) for device in devices],
     }
+
+
+def _without_path(model: ModelIdentity) -> str:
+    """A hub model's name; of a folder only what its fingerprint tells."""
+    return model.name if model.fingerprint.startswith("hub:") else model.fingerprint
 
 
 def _knobs(request: Request, plan: Plan, settings: Settings) -> dict[str, Any]:
@@ -191,8 +241,10 @@ def _knobs(request: Request, plan: Plan, settings: Settings) -> dict[str, Any]:
     return {**fields, **rest}
 
 
-def _account(plan: Plan, settings: Settings) -> dict[str, Any]:
+def _account(plan: Plan, devices: list[DeviceFacts], settings: Settings) -> dict[str, Any]:
+    on_host = any(device.kind == "cpu" for device in devices)
     return {
+        "own_bytes": family_bytes(os.getpid()) if on_host else None,
         "mode": settings.mode,
         "policy": settings.policy,
         "min_context_tokens": settings.min_context_tokens,

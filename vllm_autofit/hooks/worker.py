@@ -1,4 +1,4 @@
-"""Seams in the worker: the memory just before it takes any, and what capturing CUDA graphs really took."""
+"""Seams in the worker: the memory before it takes any, the weights as loaded, what capturing took, peaks at the end."""
 
 from __future__ import annotations
 
@@ -6,16 +6,40 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_autofit.hooks.guard import attempt
-from vllm_autofit.hooks.memory_now import memory_now
-from vllm_autofit.hooks.runs import run_of
+from vllm_autofit.hooks.memory_now import allocator_peaks, memory_now
+from vllm_autofit.hooks.runs import Run, dp_rank_of, front_end, record_peaks, run_of, tell_process
 from vllm_autofit.hooks.seams import Seam
 
 
 def init_device(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Note the free memory, then let vLLM set its device up."""
-    if run_of(getattr(instance, "vllm_config", None)) is not None:
-        instance._vllm_autofit_before = attempt("reading the device", memory_now)
+    run = run_of(getattr(instance, "vllm_config", None))
+    if run is not None:
+        attempt("telling the front end", tell_process, run)
+        instance._vllm_autofit_before = attempt("reading the device", _before, run)
     return wrapped(*args, **kwargs)
+
+
+def _before(run: Run) -> dict[str, Any] | None:
+    """The memory now; on a host, with what this start's own processes hold of it, to tell its neighbours' share."""
+    from vllm_autofit.facts.processes import family_bytes
+
+    memory = memory_now()
+    return memory and {**memory, "own_bytes": family_bytes(front_end(run))}
+
+
+def shutdown(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Add the peaks of torch's allocator, which a worker with a process of its own can't tell the engine core later."""
+    attempt("recording the workers' peaks", _note_peaks, instance)
+    return wrapped(*args, **kwargs)
+
+
+def _note_peaks(wrapper: Any) -> None:
+    config, worker = getattr(wrapper, "vllm_config", None), wrapper.worker
+    run = run_of(config)
+    peaks = allocator_peaks(getattr(getattr(worker, "device", None), "index", None))
+    if run is not None and peaks is not None:
+        record_peaks(run, dp_rank_of(config), int(worker.local_rank), peaks)
 
 
 def capture_model(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,6 +74,14 @@ SEAMS = (
         (),
         init_device,
         "measuring the workers' memory",
+    ),
+    Seam(
+        "vllm.v1.worker.worker_base",
+        "WorkerWrapperBase.shutdown",
+        (),
+        shutdown,
+        "recording the workers' peaks",
+        optional=True,
     ),
     Seam(
         "vllm.model_executor.model_loader.base_loader",

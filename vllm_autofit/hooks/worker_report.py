@@ -6,8 +6,10 @@ workers, vLLM's replies would fall out of step. And it gets no timeout, for the 
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 RANK_FIGURES = (
     "weights_bytes",
@@ -19,16 +21,38 @@ RANK_FIGURES = (
 )
 
 
-def collect(executor: Any) -> list[dict[str, Any]]:
-    """One dictionary per worker, in rank order: ``measure``'s figures, or ``{"error": ...}``."""
+class Report(NamedTuple):
+    """What one worker told.
+
+    Attributes:
+        figures: for the record; ``{"error": ...}`` if they couldn't be had.
+        place: where its device can be found from here: ``device_index`` as in ``figures``, ``uuid`` as torch spells it
+            (None for a device that isn't CUDA's), ``ordinal`` (CUDA's number of it there), ``in_engine_core`` (whether
+            the worker lives in this process). None for a worker on another host.
+    """
+
+    figures: dict[str, Any]
+    place: dict[str, Any] | None
+
+
+def collect(executor: Any) -> list[Report]:
+    """One report per worker, in rank order."""
     import cloudpickle
 
     here = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(here)
     try:
-        return [_sane(reply) for reply in executor.collective_rpc(measure)]
+        return [_report(_sane(reply)) for reply in executor.collective_rpc(measure)]
     finally:
         cloudpickle.unregister_pickle_by_value(here)
+
+
+def _report(figures: dict[str, Any]) -> Report:
+    told = figures.pop("place", None)
+    if told is None or told.pop("host") != platform.node():
+        return Report(figures, None)
+    in_engine_core = told.pop("pid") == os.getpid()
+    return Report(figures, {"device_index": figures["device_index"], **told, "in_engine_core": in_engine_core})
 
 
 def _sane(reply: Any) -> dict[str, Any]:
@@ -52,8 +76,6 @@ def measure(wrapper: Any) -> dict[str, Any]:
     worker's resident memory at KV sizing less weights, activations included.
     """
     try:
-        import os
-
         worker = getattr(wrapper, "worker", wrapper)
         runner = getattr(worker, "model_runner", None)
 
@@ -91,7 +113,14 @@ def measure(wrapper: Any) -> dict[str, Any]:
         else:
             non_torch = figure(worker, "non_torch_memory")
         caches = storage_bytes(getattr(runner, "kv_caches", None) or [])
-        on_cpu = getattr(getattr(worker, "device", None), "type", None) == "cpu"
+        device: Any = getattr(worker, "device", None)
+        kind = getattr(device, "type", None)
+        on_cpu = kind == "cpu"
+        uuid = ordinal = None
+        if kind == "cuda":
+            import torch
+
+            uuid, ordinal = str(torch.cuda.get_device_properties(device).uuid), device.index
         fixed = getattr(getattr(worker, "cache_config", None), "kv_cache_memory_bytes", None)
         if on_cpu and fixed is None and requested is not None and caches and weights is not None:
             non_torch = requested - caches - weights
@@ -111,8 +140,6 @@ def measure(wrapper: Any) -> dict[str, Any]:
             memory = cpu_resource_utils.get_memory_node_info(node)
             after = {"free_bytes": int(memory.available_memory), "total_bytes": int(memory.total_memory)}
         elif snapshot is not None:
-            import torch
-
             free, total = torch.cuda.mem_get_info(worker.device)
             after = {"free_bytes": int(free), "total_bytes": int(total)}
         return {
@@ -127,6 +154,8 @@ def measure(wrapper: Any) -> dict[str, Any]:
             "kv_cache_bytes": caches,
             "before": before,
             "after": after,
+            "profiling_skipped": fixed is not None or getattr(worker, "_vllm_autofit_profiling_skipped", False),
+            "place": {"host": platform.node(), "pid": os.getpid(), "uuid": uuid, "ordinal": ordinal},
         }
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}

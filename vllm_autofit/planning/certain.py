@@ -21,6 +21,9 @@ ERRORS = 2.0
 DOUBT = 0.05
 """Of all that isn't KV cache, for what the bars don't know. Our choice, not measured."""
 
+FIXED = ("kv_cache_memory_bytes", "num_gpu_blocks_override")
+"""Settings that fix the KV cache's size, so that whether a context fits is arithmetic."""
+
 RULES_OF: Version = (0, 32)
 """The version whose refusals were read (``planning/refusals.py``). Of others, what they say is only a warning."""
 
@@ -78,7 +81,13 @@ def _no_room(plan: Plan, request: Request, rules: Rules) -> Iterator[str]:
         return
     taken = budget.weights_bytes + budget.activations_bytes + budget.cuda_graphs_bytes + budget.non_torch_bytes
     short = plan.shortfall_bytes - _missed_at_check(budget) - _our_floor(plan, request, rules)
-    if short > ERRORS * error + DOUBT * taken:
+    if request.kv_cache_fixed_by in FIXED and taken + budget.kv_cache_bytes < budget.free_bytes:
+        if short > DOUBT * (short + budget.kv_cache_bytes):
+            yield (
+                f"{request.kv_cache_fixed_by} gives the KV cache {budget.kv_cache_bytes / GIB:.2f} GiB, and one "
+                f"request of the whole context needs {(short + budget.kv_cache_bytes) / GIB:.2f}"
+            )
+    elif short > ERRORS * error + DOUBT * taken:
         yield (
             f"{short / GIB:.2f} GiB are missing on {budget.device}: it takes {taken / GIB:.2f} GiB before the first "
             f"token, and {budget.asked_bytes * budget.ranks / GIB:.2f} of {budget.free_bytes / GIB:.2f} GiB that are "

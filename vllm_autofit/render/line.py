@@ -29,10 +29,15 @@ REMEDIES_SAID = 3
 
 def remedies_text(plan: Plan) -> str:
     """The most useful remedies of a plan that doesn't fit, with what each gains."""
-    return "; ".join(
+    return "; ".join(remedies_said(plan))
+
+
+def remedies_said(plan: Plan) -> list[str]:
+    """The same, each by itself."""
+    return [
         f"{each.change}{f' ({each.flag})' if each.flag else ''}: {each.effect_bytes / GIB:.2f} GiB"
         for each in plan.remedies[:REMEDIES_SAID]
-    )
+    ]
 
 
 def flags(values: dict[str, FieldValue]) -> str:

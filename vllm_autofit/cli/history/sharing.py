@@ -15,7 +15,7 @@ from vllm_autofit.cli.output import say
 from vllm_autofit.errors import FlagError, NewerRecordError, RecordError
 from vllm_autofit.experience.exchange import checked
 from vllm_autofit.experience.files import LARGEST_EXPORT, read_json
-from vllm_autofit.experience.observed import load
+from vllm_autofit.experience.observed import seconds_served
 from vllm_autofit.experience.record import STATES, Record
 from vllm_autofit.render.history import Start
 
@@ -94,7 +94,7 @@ def _later(record: Record, before: Record | None) -> Record:
 
 def _progress(record: Record) -> tuple[float, int]:
     """How much a record knows of its start: seconds served, then whether it knows the end."""
-    return load(record).seconds, STATES.index(record["outcome"]["state"])
+    return seconds_served(record), STATES.index(record["outcome"]["state"])
 
 
 def _read(name: str) -> object:

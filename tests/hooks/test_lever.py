@@ -1,0 +1,70 @@
+"""Which way settings must move after a failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vllm_autofit.hooks.lever import lever, turned
+from vllm_autofit.values import AUTO_CONTEXT
+
+BEFORE: dict[str, Any] = {
+    "gpu_memory_utilization": 0.8,
+    "max_model_len": 8192,
+    "enforce_eager": False,
+    "kv_cache_dtype": "auto",
+    "max_num_seqs": 256,
+}
+
+
+def failure(phase: str, resource: str = "device", is_capacity: bool = True, **numbers: int) -> dict[str, Any]:
+    return {"phase": phase, "resource": resource, "is_capacity": is_capacity, "numbers": numbers}
+
+
+@pytest.mark.parametrize("phase", ["startup_check", "kv_alloc", "cudagraph_capture", "sampler_warmup"])
+def test_what_ran_out_beside_wants_less(phase: str) -> None:
+    assert lever(failure(phase), "cuda") == "less"
+    assert lever(failure(phase, "host"), "cpu") == "less"
+
+
+def test_a_kv_cache_without_room_wants_more() -> None:
+    assert lever(failure("no_kv_memory"), "cuda") == "more"
+    assert lever(failure("max_len_too_long"), "cpu") == "more"
+    assert lever(failure("kv_alloc", "host", consumed_bytes=5), "cpu") == "more"
+    assert lever(failure("profile_run", consumed_bytes=5), "cuda") == "more"
+
+
+def test_what_the_five_fields_do_not_govern_has_no_lever() -> None:
+    assert lever(failure("kv_alloc", "host"), "cuda") is None
+    assert lever(failure("kv_alloc", "shm"), "cpu") is None
+    assert lever(failure("weight_load"), "cuda") is None
+    assert lever(failure("kv_alloc", is_capacity=False), "cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "less", "more"),
+    [
+        ({}, False, False),
+        ({"gpu_memory_utilization": 0.7}, True, False),
+        ({"gpu_memory_utilization": 0.8004}, False, False),
+        ({"gpu_memory_utilization": 0.9}, False, True),
+        ({"max_num_seqs": 128}, True, True),
+        ({"max_num_seqs": 128, "gpu_memory_utilization": 0.9}, False, True),
+        ({"max_num_seqs": 512}, False, False),
+        ({"enforce_eager": True}, True, True),
+        ({"max_model_len": AUTO_CONTEXT}, False, True),
+        ({"max_model_len": 4096}, False, True),
+        ({"max_model_len": 16384}, False, False),
+        ({"kv_cache_dtype": "fp8"}, False, True),
+    ],
+)
+def test_only_the_right_direction_counts(changed: dict[str, Any], less: bool, more: bool) -> None:
+    after = {**BEFORE, **changed}
+    assert turned("less", BEFORE, after) is less
+    assert turned("more", BEFORE, after) is more
+
+
+def test_a_number_where_vllm_chose_before_is_fewer() -> None:
+    assert turned("more", {**BEFORE, "max_num_seqs": None}, BEFORE)
+    assert not turned("more", BEFORE, {**BEFORE, "max_num_seqs": None})

@@ -1,0 +1,82 @@
+"""Which way settings must move after a failure, and whether they do. Pure.
+
+Running out beside what vLLM asked for wants LESS of the device; a KV cache without room wants MORE, or less of all that
+isn't KV cache. Turning the wrong way makes it worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vllm_autofit.experience.lessons import TAKES_LESS, TAKES_MORE
+from vllm_autofit.values import AUTO_CONTEXT
+
+Lever = Literal["less", "more"]
+Settings = Mapping[str, Any]
+"""Values of the five fields."""
+
+LEAST_STEP = 0.001
+"""Of ``gpu_memory_utilization``: a smaller change says nothing. vLLM's own messages show two decimals."""
+
+
+def lever(failure: Mapping[str, Any], device_kind: str) -> Lever | None:
+    """What a failure asks for; None where none of the five fields can cure it.
+
+    Args:
+        failure: as ``failures.described`` makes it.
+        device_kind: ``cuda`` or ``cpu``: what the five fields govern is that device's memory.
+    """
+    governed = ("host", "device") if device_kind == "cpu" else ("device",)
+    if not failure.get("is_capacity") or failure.get("resource") not in governed:
+        return None
+    phase = failure["phase"]
+    if phase in TAKES_MORE or "consumed_bytes" in failure["numbers"]:
+        return "more"
+    return "less" if phase == "startup_check" or phase in TAKES_LESS else None
+
+
+def turned(way: Lever, before: Settings, after: Settings, missing: float = 0.0) -> bool:
+    """Whether ``after`` differs from ``before`` in the direction that was asked for, and not in the other.
+
+    Args:
+        way: which.
+        before: settings of the failed attempt.
+        after: those of the next.
+        missing: the share of the device that the KV cache lacked; less more than that is no help.
+    """
+    change = (after["gpu_memory_utilization"] or 0) - (before["gpu_memory_utilization"] or 0)
+    takes_less = _fewer(before["max_num_seqs"], after["max_num_seqs"]) or _eager(before, after)
+    if way == "less":
+        return change <= -LEAST_STEP or (takes_less and change < LEAST_STEP)
+    shorter = _fewer(before["max_model_len"], after["max_model_len"])
+    smaller_kv = before["kv_cache_dtype"] != after["kv_cache_dtype"] and "8" in str(after["kv_cache_dtype"])
+    return change >= max(LEAST_STEP, missing) or takes_less or shorter or smaller_kv
+
+
+def missing_share(failure: Mapping[str, Any], kv_cache_is_fixed: bool) -> float:
+    """Of the device, what the KV cache lacked; 0 where the failure doesn't say.
+
+    Args:
+        failure: as ``failures.described`` makes it.
+        kv_cache_is_fixed: the user gave it a size: then no share is large enough.
+    """
+    numbers = failure["numbers"]
+    needed, left, total = (numbers.get(name) for name in ("kv_needed_bytes", "kv_available_bytes", "total_bytes"))
+    if kv_cache_is_fixed:
+        return math.inf
+    return max(0.0, (needed - left) / total) if needed and left is not None and total else 0.0
+
+
+def _fewer(before: int | None, after: int | None) -> bool:
+    """Where nobody chose, vLLM chooses more than we would; and it fits a context by itself only by shortening it."""
+    if before == after or after is None:
+        return False
+    if after == AUTO_CONTEXT or before is None or before == AUTO_CONTEXT:
+        return True
+    return after < before
+
+
+def _eager(before: Settings, after: Settings) -> bool:
+    return bool(after["enforce_eager"] and not before["enforce_eager"])

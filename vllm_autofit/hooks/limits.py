@@ -1,0 +1,31 @@
+"""What the operating system lets this process take, where somebody set a limit (``ulimit -v``, ``ulimit -d``)."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+LIMITS = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+"""Each limit, and the line of ``/proc/self/status`` that it bounds (getrlimit(2), proc_pid_status(5))."""
+
+
+def room_under_limits(numbers: Mapping[str, Any]) -> dict[str, int]:
+    """``free_bytes`` as this process may use them, and ``process_bytes``, what it has resident."""
+    room = [limit - _held(name) for number, name in LIMITS if (limit := _limit(number)) is not None]
+    free = min([*room, numbers["free_bytes"]]) if "free_bytes" in numbers else min(room, default=None)
+    held = {"process_bytes": int(psutil.Process().memory_info().rss)}
+    return held if free is None else {**held, "free_bytes": max(0, free)}
+
+
+def _limit(number: int) -> int | None:
+    soft, _hard = resource.getrlimit(number)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _held(name: str) -> int:
+    with Path("/proc/self/status").open(encoding="ascii", errors="replace") as status:
+        return next((int(line.split()[1]) * 1024 for line in status if line.startswith(f"{name}:")), 0)

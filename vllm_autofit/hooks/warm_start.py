@@ -1,0 +1,119 @@
+"""Seam ``determine_available_memory`` of the workers: a start whose KV cache is known does without vLLM's measurement.
+
+The lever is vLLM's own: with ``cache_config.kv_cache_memory_bytes`` set, a worker takes that size and leaves the
+measuring out (CUDA: the trial captures of CUDA graphs; multimodal models: the encoder's profile run; CPU: all but a
+short warm-up). It is set for the length of the call, in the worker only, and is part of no hash. Whatever speaks
+against it here leaves vLLM to measure as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vllm_autofit.hooks.guard import attempt, logger
+from vllm_autofit.hooks.memory_now import memory_now
+from vllm_autofit.hooks.runs import run_of
+from vllm_autofit.hooks.seams import Seam
+
+SKIPPED = "_vllm_autofit_profiling_skipped"
+"""Attribute of a worker that did without: its report says so."""
+
+WARM_UP_TOKENS = 256
+"""Tokens of the CPU backend's warm-up, which loads compiled code; its graph is for any number (vLLM 0.32). Measuring
+takes ``max_num_batched_tokens``."""
+
+
+def determine_available_memory(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Bytes for the KV cache: known, or measured by vLLM."""
+    known = attempt("starting without measuring", known_kv_bytes, instance)
+    if known is None:
+        return wrapped(*args, **kwargs)
+    with contextlib.suppress(ValueError), _given(instance, known):  # vLLM's refusal: the memory isn't there after all
+        return wrapped(*args, **kwargs)
+    return wrapped(*args, **kwargs)
+
+
+def known_kv_bytes(worker: Any) -> int | None:
+    """What this worker's KV cache gets by the record of an earlier start, or None where vLLM should measure."""
+    run = run_of(getattr(worker, "vllm_config", None))
+    lesson = None if run is None else run.get("skip_profiling")
+    if not lesson or worker.cache_config.kv_cache_memory_bytes is not None or _reserves_for_images(worker):
+        return None
+    requested = getattr(worker, "requested_memory", None) or getattr(worker, "requested_cpu_memory", None)
+    if not isinstance(requested, int) or _settings(worker) != lesson["settings"]:
+        return None
+    known = requested - int(lesson["consumed_bytes"])
+    now = memory_now() or {}
+    if known <= 0 or (_on_cpu(worker) and known > now.get("free_bytes", 0)):
+        return None
+    logger.info(
+        "vllm-autofit: %.2f GiB for the KV cache as start %s measured; not measured again.",
+        known / 2**30,
+        lesson["record"],
+    )
+    return known
+
+
+def _settings(worker: Any) -> dict[str, Any]:
+    """Those that what a start takes depends on, as ``hooks/launch.py`` writes them into the run."""
+    config = worker.vllm_config
+    return {
+        "max_num_seqs": int(config.scheduler_config.max_num_seqs),
+        "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+        "enforce_eager": bool(config.model_config.enforce_eager),
+    }
+
+
+def _reserves_for_images(worker: Any) -> bool:
+    """Whether vLLM takes a reserve for images off what it is given: the record has it taken off already."""
+    multimodal = getattr(worker.vllm_config.model_config, "multimodal_config", None)
+    return bool(getattr(multimodal, "mm_ipc_gpu_memory_gb", 0))
+
+
+def _on_cpu(worker: Any) -> bool:
+    return getattr(getattr(worker, "device", None), "type", None) == "cpu"
+
+
+@contextlib.contextmanager
+def _given(worker: Any, kv_bytes: int) -> Iterator[None]:
+    """The worker's KV cache has this size, and what would only measure is left out or short."""
+    changes: list[tuple[Any, str, Any]] = [(worker.cache_config, "kv_cache_memory_bytes", kv_bytes)]
+    multimodal = getattr(worker.vllm_config.model_config, "multimodal_config", None)
+    if hasattr(multimodal, "skip_mm_profiling"):
+        changes.append((multimodal, "skip_mm_profiling", True))
+    runner = worker.model_runner
+    if _on_cpu(worker) and hasattr(runner, "max_num_tokens") and _one_graph(worker):
+        changes.append((runner, "max_num_tokens", min(runner.max_num_tokens, WARM_UP_TOKENS)))
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        setattr(worker, SKIPPED, True)
+        yield
+    except BaseException:
+        setattr(worker, SKIPPED, False)
+        raise
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _one_graph(worker: Any) -> bool:
+    """Whether one compiled graph serves batches of every size, so that a short warm-up loads it."""
+    compilation = worker.vllm_config.compilation_config
+    ranges = getattr(compilation, "get_compile_ranges", None)
+    return ranges is not None and len(ranges()) == 1 and not compilation.compile_sizes
+
+
+SEAMS = tuple(
+    Seam(module, name, (), determine_available_memory, "starting without measuring", optional=True)
+    for module, name in (
+        ("vllm.v1.worker.gpu_worker", "Worker.determine_available_memory"),
+        ("vllm.v1.worker.cpu_worker", "CPUWorker.determine_available_memory"),
+    )
+)
