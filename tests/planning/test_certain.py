@@ -56,13 +56,16 @@ def test_a_context_shorter_than_our_floor_is_vllms_to_fit() -> None:
 
 def test_a_kv_cache_of_a_given_size_is_arithmetic() -> None:
     """131,072 tokens of 128 KiB take 16 GiB."""
-    given = {"knobs": {"kv_cache_memory_bytes": 8 * GIB}, "kv_cache_fixed_by": "kv_cache_memory_bytes"}
+    given: dict[str, Any] = {"knobs": {"kv_cache_memory_bytes": 8 * GIB}, "kv_cache_fixed_by": "kv_cache_memory_bytes"}
     (reason,) = certain(cuda(80), {"max_model_len": 131072}, **given)
     assert reason == (
         "kv_cache_memory_bytes gives the KV cache 8.00 GiB, and one request of the whole context needs 16.00"
     )
     assert certain(cuda(80), {"max_model_len": 65536}, **given) == ()
-    nearly = {"knobs": {"kv_cache_memory_bytes": 15.9 * GIB}, "kv_cache_fixed_by": "kv_cache_memory_bytes"}
+    nearly: dict[str, Any] = {
+        "knobs": {"kv_cache_memory_bytes": 15.9 * GIB},
+        "kv_cache_fixed_by": "kv_cache_memory_bytes",
+    }
     assert certain(cuda(80), {"max_model_len": 131072}, **nearly) == ()
 
 

@@ -24,9 +24,12 @@ from vllm_autofit.hooks import shared_memory
 from vllm_autofit.hooks.guard import logger
 
 PATIENCE_SECONDS = 30.0
-"""For all of the waiting. Processes that lost their engine core end by themselves once they notice."""
+"""For all of the waiting before another attempt. Processes that lost their engine core end once they notice."""
 SIGNALS = ((10.0, signal.SIGTERM), (20.0, signal.SIGKILL))
 """What a process that stays is sent, and after how many seconds: nobody else will end it."""
+LAST_PATIENCE_SECONDS = 5.0
+LAST_SIGNALS = ((0.5, signal.SIGTERM), (3.0, signal.SIGKILL))
+"""The same where no attempt follows, and the user waits for the end."""
 POLL_SECONDS = 0.1
 SETTLED_SECONDS = 0.5
 SETTLED_BYTES = 64 * 2**20
@@ -62,7 +65,7 @@ def wait(told: Told, free_bytes: Callable[[], int]) -> None:
         asyncio.CancelledError: Ctrl-C was pressed.
     """
     began = time.monotonic()
-    left = _wait_for_end(_processes(told), began)
+    left = _wait_for_end(_processes(told), PATIENCE_SECONDS, SIGNALS)
     if left:
         names = ", ".join(str(each["pid"]) for each in left)
         logger.warning("vllm-autofit: processes of the failed attempt still hold memory: %s.", names)
@@ -76,12 +79,20 @@ def wait(told: Told, free_bytes: Callable[[], int]) -> None:
         before = now
 
 
+def end(told: Told) -> None:
+    """End its processes, for good.
+
+    Raises:
+        asyncio.CancelledError: Ctrl-C was pressed.
+    """
+    _wait_for_end(_processes(told), LAST_PATIENCE_SECONDS, LAST_SIGNALS)
+
+
 def sweep(told: Told, since: float) -> None:
     """Remove what the processes of a failed attempt left behind, begun at ``since`` (Unix time).
 
     vLLM names its sockets by UUIDs, in a folder that it shares with everybody: only those go that nobody listens on.
     """
-    import json; open("/tmp/retry5/told.json","a").write(json.dumps([list(told), [still_runs(p) for p in _processes(told)]], default=str)+"\n")
     if not any(map(still_runs, _processes(told))):
         shared_memory.remove(name for each in told for name in each.get("mapped", ()))
     envs = sys.modules.get("vllm.envs")
@@ -97,14 +108,17 @@ def _processes(told: Told) -> list[Process]:
     return [process for pid, process in found.items() if pid != os.getpid()]
 
 
-def _wait_for_end(processes: list[Process], began: float) -> list[Process]:
-    signals = list(SIGNALS)
+def _wait_for_end(
+    processes: list[Process], patience: float, signals: Sequence[tuple[float, signal.Signals]]
+) -> list[Process]:
+    """Those that are still there in the end."""
+    began, due = time.monotonic(), list(signals)
     while processes := [each for each in processes if still_runs(each)]:
         seconds = time.monotonic() - began
-        if seconds > PATIENCE_SECONDS:
+        if seconds > patience:
             break
-        if signals and seconds > signals[0][0]:
-            number = signals.pop(0)[1]
+        if due and seconds > due[0][0]:
+            number = due.pop(0)[1]
             for each in processes:
                 with contextlib.suppress(OSError):
                     os.kill(each["pid"], number)

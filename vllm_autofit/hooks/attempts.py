@@ -89,6 +89,7 @@ class Attempts:
                 aftermath.sweep(told, self._since)
                 self._take_over(config)
                 return True
+        aftermath.end(told)
         aftermath.sweep(told, self._since)
         if failure["is_capacity"] or failure["message"] not in str(error):
             _end_with(error, last_line(failure, attempts=self._made, taught=taught))

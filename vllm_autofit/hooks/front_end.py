@@ -11,7 +11,6 @@ One that was killed before that, from outside, couldn't say anything at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from multiprocessing import connection
 from typing import Any
 
 from vllm_autofit.hooks.channel import tell
@@ -59,6 +58,8 @@ def _note_stop(manager: Any) -> None:
 
 def _collect(processes: Sequence[Any]) -> None:
     """The system says that a process ends a moment before it says how."""
+    from multiprocessing import connection  # late: every process loads this module, front ends wait
+
     ending = set(connection.wait([process.sentinel for process in processes], 0))
     for process in processes:
         if process.sentinel in ending:

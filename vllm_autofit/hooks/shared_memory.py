@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
@@ -34,6 +33,8 @@ def mapped() -> list[str]:
 
 def remove(names: Iterable[str]) -> None:
     """Remove what is still there of the files of processes that are gone, but what this process uses itself."""
+    from multiprocessing import resource_tracker  # late: every process loads this module, few remove
+
     for name in set(names) - set(mapped()):
         with contextlib.suppress(OSError):
             (FOLDER / name).unlink()

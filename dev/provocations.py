@@ -1,0 +1,178 @@
+"""Makes real starts of vLLM fail for memory, each in its own way: a neighbour that takes memory at the wrong moment, a
+process that is killed, a limit of the operating system, a setting that can't be."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from dev.neighbour import GIB
+from dev.server import Server, free_port, vllm_command
+
+START_SECONDS = 280
+
+ENGINE_STARTS = "Initializing a V1 LLM engine"
+WEIGHTS = "Starting to load model"
+LOADED = "oading weights took"
+PROFILE = "KV cache layout"
+KV_CACHE = "KV cache size: "
+"""What vLLM 0.32 says when an engine comes up, and what it does next."""
+
+OFFLINE = """
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    llm = LLM({arguments})
+    out = llm.generate(["Hello"], SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
+    print("TOKENS", len(out[0].outputs[0].token_ids), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that happens once, when a start's log says ``when``."""
+
+    when: str
+    kill: str = ""
+    """The beginning of the title of the process to kill: ``VLLM::Worker`` or ``VLLM::EngineCore``."""
+    takes_gib: float = 0.0
+    """What a neighbour takes."""
+
+
+@dataclass(frozen=True)
+class Provocation:
+    """One way to fail.
+
+    Attributes:
+        name: what the table calls it.
+        options: vLLM's, as keywords of ``LLM``.
+        trouble: what happens on the way.
+        limit_gib: ``RLIMIT_DATA`` of all its processes; 0: none.
+        curable: whether settings that nobody set can cure it.
+    """
+
+    name: str
+    curable: bool
+    options: Mapping[str, object] = field(default_factory=dict)
+    trouble: Trouble | None = None
+    limit_gib: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a start: whether it served, in how many attempts, and when and how it ended otherwise."""
+
+    served: bool
+    attempts: int
+    seconds: float
+    log: str
+
+    @property
+    def last_line(self) -> str:
+        """What the user reads last."""
+        lines = [line for line in self.log.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+def provoke(provocation: Provocation, kind: str, model: Path, folder: Path, environ: Mapping[str, str]) -> Outcome:
+    """One start of ``kind`` (``serve`` or ``LLM``) that is given trouble.
+
+    Args:
+        provocation: which.
+        kind: how vLLM is started.
+        model: what it serves.
+        folder: for the log and the script.
+        environ: the environment of its processes.
+    """
+    command, port = _command(provocation, kind, model, folder)
+    if provocation.limit_gib:
+        kib = round(provocation.limit_gib * 2**20)
+        command = ["bash", "-c", f'ulimit -d {kib} && exec "$@"', "bash", *command]
+    began = time.monotonic()
+    server = Server(command, port, folder / f"{kind}.log", environ)
+    with _trouble(provocation.trouble, server):
+        try:
+            served = server.wait(START_SECONDS) if kind == "serve" else _ends_well(server)
+            seconds = time.monotonic() - began
+        finally:
+            server.stop()
+    text = server.text()
+    return Outcome(served, 1 + text.count("Trying again with"), seconds, text)
+
+
+def _command(provocation: Provocation, kind: str, model: Path, folder: Path) -> tuple[list[str], int]:
+    port = free_port()
+    if kind == "LLM":
+        script = folder / "script.py"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        arguments = {"model": str(model), **provocation.options}
+        script.write_text(OFFLINE.format(arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items())))
+        return [sys.executable, str(script)], port
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in provocation.options.items()]
+    return vllm_command("serve", str(model), *flags, "--host", "127.0.0.1", "--port", str(port)), port
+
+
+def _ends_well(server: Server) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.process.wait(START_SECONDS)
+    return server.process.poll() == 0 and bool(server.lines("TOKENS 4"))
+
+
+@contextlib.contextmanager
+def _trouble(trouble: Trouble | None, server: Server) -> Iterator[None]:
+    """Brings it about when the log says so, once; what it took it holds to the end."""
+    if trouble is None:
+        yield
+        return
+    over = threading.Event()
+    with contextlib.ExitStack() as stack:
+
+        def watch() -> None:
+            if not _until(lambda: bool(server.lines(trouble.when)) or over.is_set()) or over.is_set():
+                return
+            if trouble.takes_gib:
+                stack.enter_context(contextlib.closing(taken(trouble.takes_gib)))
+            if trouble.kill:
+                _kill(server.process.pid, trouble.kill)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def taken(gib: float) -> mmap.mmap:
+    """Memory that is really taken, at once."""
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return mmap.mmap(-1, round(gib * GIB), flags=kind)
+
+
+def _until(happened: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if happened():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _kill(front_end: int, title: str) -> None:
+    for process in psutil.Process(front_end).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(title):
+                os.kill(process.pid, signal.SIGKILL)
+                return
