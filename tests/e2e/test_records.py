@@ -116,7 +116,9 @@ def test_a_context_that_does_not_fit_is_lowered_by_vllm_and_said(
     assert "under VLLM_AUTOFIT_MIN_CONTEXT=16384" in seen
 
 
-def test_a_start_that_fails_later_leaves_its_phase(tiny_model: Path) -> None:
+def test_a_start_that_fails_later_leaves_its_phase(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_AUTOFIT_REFUSE", "0")
+
     def child() -> str:
         from vllm import LLM
 

@@ -126,10 +126,12 @@ def test_an_error_that_has_nothing_to_do_with_memory_says_so() -> None:
 
 UNDER_A_LIMIT = """
 import resource, json
-from vllm_autofit.hooks.limits import room_under_limits
+from vllm_autofit.hooks.limits import data_limit, room_under_limits
+assert data_limit() is None
 held = room_under_limits({})["process_bytes"]
 limit = 4 * 2**30
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+assert data_limit() == limit
 print(json.dumps([held, room_under_limits({"free_bytes": 2**40}), room_under_limits({"free_bytes": 5})]))
 """
 

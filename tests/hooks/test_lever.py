@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_autofit.hooks.lever import lever, turned
+from vllm_autofit.hooks.lever import Lever, lever, missing_share, turned
 from vllm_autofit.values import AUTO_CONTEXT
 
 BEFORE: dict[str, Any] = {
@@ -68,3 +68,28 @@ def test_only_the_right_direction_counts(changed: dict[str, Any], less: bool, mo
 def test_a_number_where_vllm_chose_before_is_fewer() -> None:
     assert turned("more", {**BEFORE, "max_num_seqs": None}, BEFORE)
     assert not turned("more", BEFORE, {**BEFORE, "max_num_seqs": None})
+
+
+@pytest.mark.parametrize(
+    ("way", "phase", "numbers", "missing"),
+    [
+        ("less", "startup_check", {"requested_bytes": 60, "free_bytes": 40}, 0.2),
+        ("less", "kv_alloc", {"requested_bytes": 90, "tried_bytes": 50, "free_bytes": 20}, 0.3),
+        ("less", "kv_alloc", {"tried_bytes": 10, "free_bytes": 20}, 0.0),
+        ("less", "sampler_warmup", {}, 0.0),
+        ("more", "max_len_too_long", {"kv_needed_bytes": 30, "kv_available_bytes": 5}, 0.25),
+        ("more", "no_kv_memory", {}, 0.0),
+    ],
+)
+def test_what_is_missing_sets_the_least_step(way: Lever, phase: str, numbers: dict[str, Any], missing: float) -> None:
+    assert missing_share(way, failure(phase, **numbers, total_bytes=100), False) == pytest.approx(missing)
+    step = max(missing, 0.01) * (-1 if way == "less" else 1)
+    assert turned(way, BEFORE, {**BEFORE, "gpu_memory_utilization": 0.8 + step}, missing)
+    assert not missing or not turned(way, BEFORE, {**BEFORE, "gpu_memory_utilization": 0.8 + step / 2}, missing)
+
+
+def test_no_share_enlarges_a_kv_cache_of_a_given_size() -> None:
+    missing = missing_share("more", failure("max_len_too_long"), True)
+    assert not turned("more", BEFORE, {**BEFORE, "gpu_memory_utilization": 1.0}, missing)
+    assert turned("more", BEFORE, {**BEFORE, "max_model_len": 4096}, missing)
+    assert missing_share("less", failure("kv_alloc"), True) == 0.0

@@ -82,7 +82,7 @@ class Attempts:
             aftermath.wait(told, self._free_bytes)
             config = self._origin.config()
             before, after = _values(self._run), _values(run_of(config))
-            missing = missing_share(failure, self._kv_cache_is_fixed())
+            missing = missing_share(way, failure, self._kv_cache_is_fixed())
             taught = after is not None and before is not None and turned(way, before, after, missing)
             if taught:
                 logger.warning("vllm-autofit: %s", attempt_line(self._made, failure, before or {}, after or {}))

@@ -159,7 +159,7 @@ def _lessons(settings: Settings, key: str, related: dict[str, str]) -> tuple[Les
         return lessons_from(failed), False
     if store.skipped:
         logger.warning(
-            "vllm-autofit: %d damaged record(s) ignored: %s.",
+            "vllm-autofit: %d record(s) could not be used: %s.",
             len(store.skipped),
             "; ".join(store.skipped[:3]),
         )

@@ -18,7 +18,9 @@ Settings = Mapping[str, Any]
 """Values of the five fields."""
 
 LEAST_STEP = 0.001
-"""Of ``gpu_memory_utilization``: a smaller change says nothing. vLLM's own messages show two decimals."""
+"""Of ``gpu_memory_utilization``: a smaller change says nothing."""
+ENOUGH = 0.9
+"""Of what was missing. Messages show two decimals of a GiB, and free memory moves."""
 
 
 def lever(failure: Mapping[str, Any], device_kind: str) -> Lever | None:
@@ -44,29 +46,37 @@ def turned(way: Lever, before: Settings, after: Settings, missing: float = 0.0) 
         way: which.
         before: settings of the failed attempt.
         after: those of the next.
-        missing: the share of the device that the KV cache lacked; less more than that is no help.
+        missing: the share of the device that was missing, as far as it is known: a smaller step is no help.
     """
+    step = max(LEAST_STEP, ENOUGH * missing)
     change = (after["gpu_memory_utilization"] or 0) - (before["gpu_memory_utilization"] or 0)
     takes_less = _fewer(before["max_num_seqs"], after["max_num_seqs"]) or _eager(before, after)
     if way == "less":
-        return change <= -LEAST_STEP or (takes_less and change < LEAST_STEP)
+        return change <= -step or (takes_less and change < LEAST_STEP)
     shorter = _fewer(before["max_model_len"], after["max_model_len"])
     smaller_kv = before["kv_cache_dtype"] != after["kv_cache_dtype"] and "8" in str(after["kv_cache_dtype"])
-    return change >= max(LEAST_STEP, missing) or takes_less or shorter or smaller_kv
+    return change >= step or takes_less or shorter or smaller_kv
 
 
-def missing_share(failure: Mapping[str, Any], kv_cache_is_fixed: bool) -> float:
-    """Of the device, what the KV cache lacked; 0 where the failure doesn't say.
+def missing_share(way: Lever, failure: Mapping[str, Any], kv_cache_is_fixed: bool) -> float:
+    """Of the device, what was missing; 0 where the failure doesn't say.
 
     Args:
+        way: what the failure asks for.
         failure: as ``failures.described`` makes it.
-        kv_cache_is_fixed: the user gave it a size: then no share is large enough.
+        kv_cache_is_fixed: the user gave it a size: then no share makes it larger.
     """
     numbers = failure["numbers"]
-    needed, left, total = (numbers.get(name) for name in ("kv_needed_bytes", "kv_available_bytes", "total_bytes"))
-    if kv_cache_is_fixed:
+    total = numbers.get("total_bytes")
+    if way == "more" and kv_cache_is_fixed:
         return math.inf
-    return max(0.0, (needed - left) / total) if needed and left is not None and total else 0.0
+    if way == "more":
+        needed, there = numbers.get("kv_needed_bytes"), numbers.get("kv_available_bytes")
+    elif failure["phase"] == "startup_check":
+        needed, there = numbers.get("requested_bytes"), numbers.get("free_bytes")
+    else:
+        needed, there = numbers.get("tried_bytes"), numbers.get("free_bytes")
+    return max(0.0, (needed - there) / total) if total and None not in (needed, there) else 0.0
 
 
 def _fewer(before: int | None, after: int | None) -> bool:

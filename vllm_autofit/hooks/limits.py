@@ -13,6 +13,14 @@ LIMITS = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
 """Each limit, and the line of ``/proc/self/status`` that it bounds (getrlimit(2), proc_pid_status(5))."""
 
 
+def data_limit() -> int | None:
+    """Bytes that each process may take for itself; None where nobody set a limit.
+
+    The limit on addresses says less: libraries take many of them and little memory.
+    """
+    return _limit(resource.RLIMIT_DATA)
+
+
 def room_under_limits(numbers: Mapping[str, Any]) -> dict[str, int]:
     """``free_bytes`` as this process may use them, and ``process_bytes``, what it has resident."""
     room = [limit - _held(name) for number, name in LIMITS if (limit := _limit(number)) is not None]

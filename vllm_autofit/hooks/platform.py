@@ -10,6 +10,7 @@ from typing import Any
 from vllm_autofit.errors import DeviceError
 from vllm_autofit.facts.devices import cpu_features, host_memory, nvidia_devices, visible_device_count
 from vllm_autofit.facts.request import local_ranks
+from vllm_autofit.hooks.limits import data_limit
 from vllm_autofit.values import DeviceFacts
 
 
@@ -73,12 +74,13 @@ def _has_container_limit(resources: Any) -> bool:
 
 def _memory_node(resources: Any, node: int, ranks: int) -> DeviceFacts:
     memory = resources.get_memory_node_info(node)
+    free, limit = int(memory.available_memory), data_limit()
     return DeviceFacts(
         kind="cpu",
         index=node,
         name=f"cpu node {node}",
         total_bytes=int(memory.total_memory),
-        free_bytes=int(memory.available_memory),
+        free_bytes=free if limit is None else min(free, limit * ranks),  # vLLM doesn't know of the limit
         ranks=ranks,
         size_is_fixed=False,
         cpu_features=cpu_features(),
