@@ -45,7 +45,7 @@ def test_a_share_that_is_not_free_is_refused_before_anything_is_loaded(
 ) -> None:
     outcome = provoke(Provocation("share", False, MORE_THAN_THERE_IS), kind, tiny_model, tmp_path, serve_environ)
     assert not outcome.served
-    assert "EngineCore" not in outcome.log
+    assert "(EngineCore pid=" not in outcome.log
     assert outcome.last_line.endswith("VLLM_AUTOFIT_REFUSE=0 starts it all the same.")
     assert "gpu_memory_utilization=0.99 asks for" in outcome.log
     assert "would work" in outcome.log
