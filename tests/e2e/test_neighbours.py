@@ -25,4 +25,4 @@ def test_the_plain_command_starts_beside_a_process_that_holds_memory(
             assert server.wait(), server.text()[-3000:]
             assert server.complete("Hello")["text"]
             assert not our_warnings(server.text())
-    assert records(environ)[0]["outcome"]["state"] == "serving"
+    assert records(environ)[0]["outcome"]["ended"]["how"] == "clean"
