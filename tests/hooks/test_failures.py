@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vllm_autofit.hooks import failures
 from vllm_autofit.hooks.failures import described, killed, run_behind
 from vllm_autofit.units import GIB
 
@@ -21,6 +22,12 @@ RUN: dict[str, Any] = {
         "plan": {"budget": {"total_bytes": 80 * GIB}},
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process without vLLM; other tests may have loaded it into this one, and it reads this machine."""
+    monkeypatch.setattr(failures, "memory_now", lambda: None)
 
 
 def raised(function: Any, *arguments: Any) -> BaseException:
