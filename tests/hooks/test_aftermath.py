@@ -97,8 +97,16 @@ def test_an_interrupt_ends_the_wait(child: list[subprocess.Popen[str]]) -> None:
         aftermath.wait([], interrupted)
 
 
+@pytest.fixture
+def _hears_an_interrupt() -> Iterator[None]:
+    """A shell starts what it puts into the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio takes over Ctrl-C from Python 3.11 on")
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "_hears_an_interrupt")
 def test_so_does_one_that_asyncio_keeps_for_later() -> None:
     async def start_of_an_engine() -> None:
         assert not aftermath.is_interrupted()
