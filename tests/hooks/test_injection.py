@@ -100,6 +100,7 @@ AFTER_THE_CONFIG = (
     "vllm_autofit.hooks.runs",
     "vllm_autofit.hooks.scheduler",
     "vllm_autofit.hooks.serving",
+    "vllm_autofit.hooks.shared_memory",
     "vllm_autofit.hooks.warm_start",
     "vllm_autofit.hooks.worker",
     "vllm_autofit.experience.ending",
