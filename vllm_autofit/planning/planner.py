@@ -140,7 +140,7 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
     spare, spare_source = _headroom(device, lessons, rules)
     asked = asked_bytes(device.free_bytes, overhead, spare, device.ranks)
     proven = 0 if spare_source == "user" else _proven(device, overhead, lessons, rules)
-    if proven > asked:
+    if proven > asked and proven >= SMALLEST_ASK_BYTES:
         asked, spare = proven, device.free_bytes - overhead - proven * device.ranks
     return Budget(
         device=device.name,
