@@ -87,7 +87,7 @@ def _show_first(command: list[str], place: Path, environ: dict[str, str]) -> str
     _say("3. What was decided, and what came of it:  vllm-autofit history show")
     account = _autofit(["history", "show", run_id], environ)
     print(textwrap.indent(account, "   "))
-    if "outcome    serving" not in account or "KV cache" not in account:
+    if "ended    clean" not in account or "KV cache" not in account:
         raise NotShownError("the first start left no complete record")
     return run_id
 
