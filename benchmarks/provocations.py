@@ -35,8 +35,8 @@ from dev.tiny_model import make_tiny_model
 
 BLOCK = "provocations"
 KINDS = ("serve", "LLM")
-SHOWN = 110
-"""Characters of a last line."""
+SHOWN = 160
+"""Characters of last words."""
 CONTEXT = 2048
 
 
@@ -51,7 +51,8 @@ class Cell:
         plain: what came of it without.
         ours: what came of it with.
         attempts: how many ours took.
-        words: the last line of ours, if it doesn't serve.
+        after_plan: seconds from our first word, the plan or the refusal, to serving or the end.
+        words: our last ones, if it doesn't serve.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Cell:
     plain: str
     ours: str
     attempts: int
+    after_plan: float
     words: str
 
 
@@ -126,17 +128,23 @@ def _cell(provocation: Provocation, kind: str, model: Path, folder: Path) -> Cel
     environ = {**os.environ, "VLLM_CPU_CI_ENV": "1", "VLLM_AUTOFIT_CACHE_DIR": str(folder / "records")}
     plain = provoke(provocation, kind, model, folder / "plain", {**environ, "VLLM_AUTOFIT": "0"})
     ours = provoke(provocation, kind, model, folder / "ours", environ)
-    words = "" if ours.served else ours.last_line
     cell = Cell(
-        provocation.name, kind, provocation.curable, _said(plain), _said(ours), ours.attempts, _shortened(words)
+        provocation.name,
+        kind,
+        provocation.curable,
+        _said(plain),
+        _said(ours),
+        ours.attempts,
+        round(ours.seconds - (ours.planned or 0.0), 1),
+        "" if ours.served else _shortened(ours.last_words),
     )
     print(cell, file=sys.stderr, flush=True)
     return cell
 
 
 def _table(cells: list[Cell]) -> Iterator[str]:
-    yield "| what happens | curable | start | plain vLLM | with vllm-autofit | attempts | its last words |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| what happens | curable | start | plain vLLM | with us | attempts | after its plan | its last words |"
+    yield "|---|---|---|---|---|---|---|---|"
     for cell in cells:
         curable = "yes" if cell.curable else "no"
         yield (

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from dev.neighbour import GIB
-from dev.provocations import taken
+from dev.provocations import taken, watching
 
 TRACKER = "multiprocessing.resource_tracker"
 """Python's own helper of a process that uses shared memory; it stays as long as that."""
@@ -62,24 +62,16 @@ def _one_start(model: str) -> bool:
 @contextlib.contextmanager
 def _robbed() -> Iterator[None]:
     """Half of the free memory goes as soon as there is an engine core, and comes back at the end."""
-    over = threading.Event()
-    held: list[Any] = []
+    with contextlib.ExitStack() as held:
 
-    def watch() -> None:
-        while not over.wait(0.05):
-            if any("spawn_main" in " ".join(_command(child)) for child in psutil.Process().children()):
-                held.append(taken(psutil.virtual_memory().available / GIB / 2))
-                return
+        def engine_there() -> bool:
+            return any("spawn_main" in " ".join(_command(child)) for child in psutil.Process().children())
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        for each in held:
-            each.close()
+        def rob() -> None:
+            held.enter_context(contextlib.closing(taken(psutil.virtual_memory().available / GIB / 2)))
+
+        with watching(engine_there, rob):
+            yield
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -21,6 +21,7 @@ from dev.neighbour import GIB
 from dev.server import Server, free_port, vllm_command
 
 START_SECONDS = 280
+POLL_SECONDS = 0.02
 
 ENGINE_STARTS = "Initializing a V1 LLM engine"
 WEIGHTS = "Starting to load model"
@@ -28,6 +29,9 @@ LOADED = "oading weights took"
 PROFILE = "KV cache layout"
 KV_CACHE = "KV cache size: "
 """What vLLM 0.32 says when an engine comes up, and what it does next."""
+
+OURS = "vllm-autofit"
+"""What each line of ours holds."""
 
 OFFLINE = """
 from vllm import LLM, SamplingParams
@@ -77,12 +81,14 @@ class Outcome:
     attempts: int
     seconds: float
     log: str
+    planned: float | None
+    """Seconds until our first word, which is the plan or the refusal; None: there was none."""
 
     @property
-    def last_line(self) -> str:
-        """What the user reads last."""
-        lines = [line for line in self.log.splitlines() if line.strip()]
-        return lines[-1] if lines else ""
+    def last_words(self) -> str:
+        """From the last line of ours to the end, in one line; empty if there is none of ours."""
+        _, ours, rest = self.log.rpartition(OURS)
+        return " ".join(rest.lstrip(": ").split()) if ours else ""
 
 
 def provoke(provocation: Provocation, kind: str, model: Path, folder: Path, environ: Mapping[str, str]) -> Outcome:
@@ -101,14 +107,18 @@ def provoke(provocation: Provocation, kind: str, model: Path, folder: Path, envi
         command = ["bash", "-c", f'ulimit -d {kib} && exec "$@"', "bash", *command]
     began = time.monotonic()
     server = Server(command, port, folder / f"{kind}.log", environ)
-    with _trouble(provocation.trouble, server):
+    planned: list[float] = []
+    with (
+        watching(lambda: bool(server.lines(OURS)), lambda: planned.append(time.monotonic() - began)),
+        _trouble(provocation.trouble, server),
+    ):
         try:
             served = server.wait(START_SECONDS) if kind == "serve" else _ends_well(server)
             seconds = time.monotonic() - began
         finally:
             server.stop()
     text = server.text()
-    return Outcome(served, 1 + text.count("Trying again with"), seconds, text)
+    return Outcome(served, 1 + text.count("Trying again with"), seconds, text, planned[0] if planned else None)
 
 
 def _command(provocation: Provocation, kind: str, model: Path, folder: Path) -> tuple[list[str], int]:
@@ -135,39 +145,42 @@ def _trouble(trouble: Trouble | None, server: Server) -> Iterator[None]:
     if trouble is None:
         yield
         return
-    over = threading.Event()
     with contextlib.ExitStack() as stack:
 
-        def watch() -> None:
-            if not _until(lambda: bool(server.lines(trouble.when)) or over.is_set()) or over.is_set():
-                return
+        def strike() -> None:
             if trouble.takes_gib:
                 stack.enter_context(contextlib.closing(taken(trouble.takes_gib)))
             if trouble.kill:
                 _kill(server.process.pid, trouble.kill)
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
+        with watching(lambda: bool(server.lines(trouble.when)), strike):
             yield
-        finally:
-            over.set()
-            thread.join()
+
+
+@contextlib.contextmanager
+def watching(happened: Callable[[], bool], act: Callable[[], object]) -> Iterator[None]:
+    """Does ``act``, in a thread, once ``happened`` is true, if that comes while this lasts."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            if happened():
+                act()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def taken(gib: float) -> mmap.mmap:
     """Memory that is really taken, at once."""
     kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     return mmap.mmap(-1, round(gib * GIB), flags=kind)
-
-
-def _until(happened: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if happened():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _kill(front_end: int, title: str) -> None:

@@ -46,7 +46,7 @@ def test_a_share_that_is_not_free_is_refused_before_anything_is_loaded(
     outcome = provoke(Provocation("share", False, MORE_THAN_THERE_IS), kind, tiny_model, tmp_path, serve_environ)
     assert not outcome.served
     assert "(EngineCore pid=" not in outcome.log
-    assert outcome.last_line.endswith("VLLM_AUTOFIT_REFUSE=0 starts it all the same.")
+    assert outcome.last_words.endswith("VLLM_AUTOFIT_REFUSE=0 starts it all the same.")
     assert "gpu_memory_utilization=0.99 asks for" in outcome.log
     assert "would work" in outcome.log
     assert records(serve_environ) == []
@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_is_named_as_the_cause(
     killed = Provocation("killed", False, {"max_model_len": 2048}, Trouble(when, kill=victim))
     outcome = provoke(killed, "LLM", tiny_model, tmp_path, serve_environ)
     assert not outcome.served
-    assert "killed from outside" in outcome.last_line
+    assert "killed from outside" in outcome.last_words
     (record,) = records(serve_environ)
     failure = record["outcome"]["failure"]
     assert (failure["is_capacity"], failure["resource"], failure["phase"]) == (True, "host", phase)
