@@ -19,13 +19,14 @@ from vllm_autofit.settings import (
     POLICIES,
     read_settings,
 )
-from vllm_autofit.values import Rules
+from vllm_autofit.values import Rules, Share
 
 BAD = {
     "VLLM_AUTOFIT": ("banana", "1, 0 or observe", "on"),
     "VLLM_AUTOFIT_POLICY": ("fast", "one of balanced, throughput, context, safe", "balanced"),
     "VLLM_AUTOFIT_MIN_CONTEXT": ("lots", "a positive number of tokens", "4096"),
     "VLLM_AUTOFIT_HEADROOM": ("some", "a size such as 1.5GiB", "chosen by the planner"),
+    "VLLM_AUTOFIT_SHARE": ("half", "a fraction of the device such as 0.5, or a size such as 20GiB", "all that is free"),
     "VLLM_AUTOFIT_CACHE_DIR": ("~nobody-of-this-name/x", "a folder", "vllm-autofit"),
     "VLLM_AUTOFIT_HASH_PATHS": ("maybe", "1 or 0", "False"),
 }
@@ -276,9 +277,36 @@ def test_the_rules_are_what_planning_needs_of_the_settings() -> None:
             "VLLM_AUTOFIT_POLICY": "context",
             "VLLM_AUTOFIT_MIN_CONTEXT": "32K",
             "VLLM_AUTOFIT_HEADROOM": "3GiB",
+            "VLLM_AUTOFIT_SHARE": "0.5",
         }
     )
-    assert settings.rules == Rules("context", 32768, 3 * GIB)
+    assert settings.rules == Rules("context", 32768, 3 * GIB, Share(0.5, is_fraction=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "is_fraction"),
+    [
+        ("0.5", 0.5, True),
+        (".25", 0.25, True),
+        ("1", 1.0, True),
+        ("1.0", 1.0, True),
+        ("1.5", 1.5 * GIB, False),
+        ("20", 20 * GIB, False),
+        ("20GiB", 20 * GIB, False),
+        ("1GiB", GIB, False),
+        ("800 MiB", 800 * MIB, False),
+    ],
+)
+def test_a_share_is_a_fraction_up_to_one_and_a_size_beyond(text: str, amount: float, is_fraction: bool) -> None:
+    settings = read_settings({"VLLM_AUTOFIT_SHARE": text})
+    assert (settings.share, settings.warnings) == (Share(amount, is_fraction), ())
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "-1", "50%", "1e-3", "nan", "inf", "0 GiB", "0.5.5", "2000TiB"])
+def test_what_is_no_share_is_warned_of_and_counts_as_none(text: str) -> None:
+    settings = read_settings({"VLLM_AUTOFIT_SHARE": text})
+    assert settings.share is None
+    assert len(settings.warnings) == 1
 
 
 @given(st.dictionaries(st.sampled_from(VARIABLES), environment_text))

@@ -21,6 +21,34 @@ class DeviceError(AutofitError):
         super().__init__(f"cannot read the memory of {device}: {reason}. {remedy}")
 
 
+class UnsupportedDeviceError(DeviceError):
+    """vLLM runs on devices that no plan is made for.
+
+    Attributes:
+        device: what they are called.
+        reason: always the same.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.reason = "not supported"
+        AutofitError.__init__(self, f"{device} aren't supported, and vLLM runs as it does without vllm-autofit")
+
+
+class NoAnswerError(AutofitError):
+    """Somebody outside was asked, and didn't answer in time.
+
+    Attributes:
+        what: a driver, the system, a folder.
+        seconds: how long we waited.
+    """
+
+    def __init__(self, what: str, seconds: float, remedy: str) -> None:
+        self.what = what
+        self.seconds = seconds
+        super().__init__(f"{what} gave no answer within {seconds:g} s. {remedy}")
+
+
 class SeamError(AutofitError):
     """A function of vLLM's that we hook is missing, or takes other parameters than the ones we know.
 
@@ -182,6 +210,20 @@ class UnknownDeviceError(AutofitError):
             super().__init__(
                 f"no device {name!r} is known. {close}For any other device, give its memory in GiB with --gpu-memory"
             )
+
+
+class StageFileError(AutofitError):
+    """A file of stages that can't be read, or that no share can be given to.
+
+    Attributes:
+        place: the file, and what in it.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, place: str, problem: str, remedy: str) -> None:
+        self.place = place
+        self.problem = problem
+        super().__init__(f"{place}: {problem}. {remedy}")
 
 
 class RefusedError(AutofitError, ValueError):

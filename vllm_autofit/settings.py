@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from vllm_autofit import OFF
-from vllm_autofit.units import size, tokens
-from vllm_autofit.values import Rules
+from vllm_autofit.units import share, size, tokens
+from vllm_autofit.values import Rules, Share
 
 POLICIES = ("balanced", "throughput", "context", "safe")
 ON = ("", "1", "on", "true", "yes")
@@ -24,6 +24,7 @@ DEFAULT_MIN_CONTEXT_TOKENS = 4096
 """llama.cpp's ``--fit`` keeps 4096 tokens by default too (common/fit, 2026); most chats fit in it."""
 DEFAULT_RETRIES = 2
 MOST_RETRIES = 10
+SHARES = "a fraction of the device such as 0.5, or a size such as 20GiB or 20 (GiB)"
 
 Mode = Literal["on", "observe", "off"]
 _T = TypeVar("_T")
@@ -43,6 +44,7 @@ class Settings:
         hash_paths: remember the path of a model's folder only as a hash.
         retries: how often a start that failed for memory is made again with other settings.
         refuse: whether a start that can't succeed is refused at once.
+        share: what the engine may take of each device; None means all that is free.
         warnings: what was wrong with the variables, for the user.
     """
 
@@ -55,12 +57,13 @@ class Settings:
     hash_paths: bool = False
     retries: int = DEFAULT_RETRIES
     refuse: bool = True
+    share: Share | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def rules(self) -> Rules:
         """The part that planning needs."""
-        return Rules(self.policy, self.min_context_tokens, self.headroom_bytes)
+        return Rules(self.policy, self.min_context_tokens, self.headroom_bytes, self.share)
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -68,18 +71,21 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environ is None else environ
     warnings: list[str] = []
 
-    def read(name: str, parse: Callable[[str], _T], default: _T, expected: str) -> _T:
+    def read(
+        name: str, parse: Callable[[str], _T], default: _T, expected: str, unset: str = "chosen by the planner"
+    ) -> _T:
         text = env.get(name, "").strip()
         if not text:
             return default
         try:
             return parse(text)
         except (ValueError, OSError, RuntimeError):
-            shown = default if default is not None else "chosen by the planner"
+            shown = default if default is not None else unset
             warnings.append(f"{name}={text!r} is not {expected}; using the default ({shown})")
             return default
 
     no_headroom: int | None = None
+    no_share: Share | None = None
     home, homeless = _default_cache_dir()
     on: Mode = "on"
     mode = read("VLLM_AUTOFIT", _mode, on, "1, 0 or observe")
@@ -91,6 +97,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         "a positive number of tokens such as 8192 or 8K",
     )
     headroom = read("VLLM_AUTOFIT_HEADROOM", size, no_headroom, "a size such as 1.5GiB, 800MiB or 2 (GiB)")
+    may_take = read("VLLM_AUTOFIT_SHARE", lambda text: Share(*share(text)), no_share, SHARES, "all that is free")
     cache_dir = read("VLLM_AUTOFIT_CACHE_DIR", _folder, home, "a folder")
     if cache_dir is home and homeless:
         warnings.append(homeless)
@@ -101,7 +108,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     retries = read("VLLM_AUTOFIT_RETRIES", _count, DEFAULT_RETRIES, f"a whole number from 0 to {MOST_RETRIES}")
     refuse = read("VLLM_AUTOFIT_REFUSE", _switch, True, "1 or 0")
     return Settings(
-        mode, policy, min_context, headroom, cache_dir, profiles, hash_paths, retries, refuse, tuple(warnings)
+        mode, policy, min_context, headroom, cache_dir, profiles, hash_paths, retries, refuse, may_take, tuple(warnings)
     )
 
 

@@ -49,3 +49,16 @@ def size(text: str) -> int:
     if count > MOST_BYTES:
         raise ValueError(text)
     return int(count)
+
+
+def share(text: str) -> tuple[float, bool]:
+    """A part of a device: a bare number up to 1 is a fraction of it (then True), everything else a size in bytes.
+
+    Raises:
+        ValueError: neither, or nothing.
+    """
+    is_fraction = re.fullmatch(r"0?\.\d+|[01](\.\d*)?", text) is not None and float(text) <= 1
+    amount = float(text) if is_fraction else float(size(text))
+    if amount <= 0:
+        raise ValueError(text)
+    return amount, is_fraction

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from vllm_autofit.answer import Answer
 from vllm_autofit.api import Question, answer
+from vllm_autofit.cli import stages
 from vllm_autofit.cli.flags import parse_flags
 from vllm_autofit.cli.output import say
 from vllm_autofit.errors import FlagError
 from vllm_autofit.render.document import plan_document
 from vllm_autofit.render.launch import config_file, container_command, script, shell_command
 from vllm_autofit.render.plan import plan_table
-from vllm_autofit.settings import POLICIES, read_settings
-from vllm_autofit.units import size
+from vllm_autofit.settings import POLICIES, SHARES, read_settings
+from vllm_autofit.units import share, size
+from vllm_autofit.values import Share
 
 EXIT_FITS, EXIT_DOES_NOT_FIT = 0, 3
 
@@ -33,7 +36,8 @@ TELL_ALL = ("table", "json")
 
 USAGE = (
     "vllm-autofit plan [MODEL] [vLLM's own flags] [--gpu NAME] [--gpu-memory GIB] [--gpu-free GIB] [--gpu-count N]\n"
-    "                         [--vllm-version V] [--policy P] [--format F]"
+    "                         [--vllm-version V] [--policy P] [--share S] [--format F]\n"
+    "       vllm-autofit plan --stages FILE [--model MODEL] [--gpu NAME] [...] [--output FILE] [--keep N,N | --refill]"
 )
 EXAMPLES = """\
 examples:
@@ -41,6 +45,7 @@ examples:
   vllm-autofit plan ./my-model --gpu L4                     a folder with a config.json is enough
   vllm-autofit plan Qwen/Qwen3-32B -tp 2 --max-model-len 32k --gpu "RTX 4090" --gpu-count 2
   vllm-autofit plan Qwen/Qwen3-8B --format yaml > plan.yaml && vllm serve --config plan.yaml
+  vllm-autofit plan --stages qwen3_tts.yaml --gpu L4        share the device out between vLLM-Omni's stages
 
 exit status: 0 it fits, or nobody can know (the plan says so); 3 it doesn't fit; 2 the question isn't understood;
 1 the answer can't be written
@@ -59,10 +64,15 @@ def add_parser(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     own, rest = _own_parser().parse_known_args(options.words)
-    flags = parse_flags(rest)
     settings = read_settings()
     for warning in settings.warnings:
         say(warning)
+    if own.share is not None:
+        settings = replace(settings, share=own.share)
+    if own.stages is not None:
+        return stages.run(own, rest, settings)
+    stages.check_alone(own)
+    flags = parse_flags(rest)
     question = Question(
         model=flags.model,
         options=flags.values,
@@ -101,7 +111,11 @@ def _own_parser() -> argparse.ArgumentParser:
     own.add_argument("--vllm-version", metavar="V", help="such as 0.32 (default: the installed one)")
     how = parser.add_argument_group("how to plan, and what to print")
     how.add_argument("--policy", choices=POLICIES, help="what is given up first (default: VLLM_AUTOFIT_POLICY)")
+    how.add_argument(
+        "--share", metavar="S", type=_share, help="what it may take of each device (default: VLLM_AUTOFIT_SHARE)"
+    )
     how.add_argument("--format", choices=tuple(RENDERERS), default="table")
+    stages.add_arguments(parser)
     return parser
 
 
@@ -120,6 +134,13 @@ def _memory(text: str) -> int:
     except ValueError:
         expected = "a size such as 24, 22.5GiB or 800MiB, at most 1024TiB"
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
+
+
+def _share(text: str) -> Share:
+    try:
+        return Share(*share(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {SHARES}") from None
 
 
 def _tell(answered: Answer) -> None:

@@ -67,9 +67,11 @@ def _decide(
 ) -> tuple[Launch | None, dict[str, FieldValue]]:
     """The plan of this start, and what to fill in for it."""
     # Imported here: every process of vLLM's loads this module, few of them plan.
-    from vllm_autofit.hooks import handover
+    from vllm_autofit.hooks import handover, omni
     from vllm_autofit.hooks.launch import plan_launch
 
+    if omni.is_stage(instance):
+        return None, omni.fill(instance, chosen_by_user)
     if handover.is_api_server_child(instance):
         return None, handover.receive()
     context = kwargs.get("usage_context", args[0] if args else None)
