@@ -13,22 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.page import measured_on, write_block
 from dev.neighbour import GIB, available_and_total
 from dev.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
 RUNS = 5
 """Fresh processes per figure."""
 COSTS, STARTS = "costs", "starts"
@@ -259,22 +256,14 @@ def _milliseconds(value: float) -> str:
 
 def _write(block: str, rows: Sequence[str]) -> None:
     """Print a table and replace the block of the page that holds it."""
-    moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    table = "\n".join(
-        [
-            f"Measured {moment} by `python -m benchmarks.overhead`: vLLM {version('vllm')}, "
-            f"Python {platform.python_version()}, {os.cpu_count()} x86-64 cores. Milliseconds.",
-            "",
-            "| what | median | smallest | largest | runs | goal |",
-            "|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-    print(table, end="\n\n", flush=True)
-    begin, end = f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n{table}\n{end}{after}")
+    table = [
+        *measured_on("python -m benchmarks.overhead", "Milliseconds."),
+        "| what | median | smallest | largest | runs | goal |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    print("\n".join(table), end="\n\n", flush=True)
+    write_block(block, table)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_autofit.failures.phase import frames, phase_of
+from vllm_autofit.failures.classify import classify_exception
+from vllm_autofit.failures.phase import frames
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
@@ -49,7 +50,7 @@ def raised_in(*functions: str, error: BaseException | None = None, file: str = "
     ids=lambda value: value if isinstance(value, str) else " > ".join(value),
 )
 def test_the_deepest_function_that_is_known_names_the_phase(functions: tuple[str, ...], phase: str) -> None:
-    assert phase_of(raised_in("_initialize_kv_caches", *functions)) == phase
+    assert classify_exception(raised_in("_initialize_kv_caches", *functions)).phase == phase
 
 
 # vLLM 0.32: Worker.compile_or_warm_up_model hands its own execute_model to warmup_kernels, and the V2 model runner's
@@ -66,7 +67,7 @@ def test_the_deepest_function_that_is_known_names_the_phase(functions: tuple[str
 def test_a_model_that_is_executed_to_profile_or_warm_up_is_not_serving_yet(
     functions: tuple[str, ...], phase: str
 ) -> None:
-    assert phase_of(raised_in("_initialize_kv_caches", *functions)) == phase
+    assert classify_exception(raised_in("_initialize_kv_caches", *functions)).phase == phase
 
 
 @pytest.mark.parametrize(
@@ -80,33 +81,29 @@ def test_a_model_that_is_executed_to_profile_or_warm_up_is_not_serving_yet(
 @pytest.mark.parametrize("function", ["_check_enough_kv_cache_memory", "check_enough_kv_cache_memory"])
 def test_of_the_failures_of_kv_sizing_the_message_tells_which(function: str, message: str, phase: str) -> None:
     error = raised_in("_initialize_kv_caches", "get_kv_cache_configs", function, error=ValueError(message))
-    assert phase_of(error) == phase
-
-
-def test_the_same_message_from_elsewhere_is_not_a_failure_of_kv_sizing() -> None:
-    error = raised_in("load_model", error=ValueError("No available memory for the cache blocks"))
-    assert phase_of(error) == "weight_load"
+    assert classify_exception(error).phase == phase
 
 
 def test_the_cpu_worker_checks_memory_in_its_constructor() -> None:
-    assert phase_of(raised_in("__init__", file="/site-packages/vllm/v1/worker/cpu_worker.py")) == "startup_check"
-    assert phase_of(raised_in("__init__", file="/site-packages/vllm/v1/worker/gpu_worker.py")) == "other"
+    for file, phase in (("cpu_worker.py", "startup_check"), ("gpu_worker.py", "other")):
+        error = raised_in("__init__", file=f"/site-packages/vllm/v1/worker/{file}")
+        assert classify_exception(error).phase == phase
 
 
 @pytest.mark.parametrize("functions", [(), ("main", "step")])
 def test_a_traceback_that_names_no_phase_is_other(functions: tuple[str, ...]) -> None:
-    assert phase_of(raised_in(*functions)) == "other"
+    assert classify_exception(raised_in(*functions)).phase == "other"
 
 
 def test_an_exception_that_was_never_raised_is_other() -> None:
     error = RuntimeError(OUT_OF_MEMORY)
     assert list(frames(error)) == []
-    assert phase_of(error) == "other"
+    assert classify_exception(error).phase == "other"
 
 
 def test_any_exception_has_a_phase() -> None:
     for error in (MemoryError(), KeyboardInterrupt(), AssertionError("Error in memory profiling")):
-        assert phase_of(raised_in("load_model", error=error)) == "weight_load"
+        assert classify_exception(raised_in("load_model", error=error)).phase == "weight_load"
 
 
 def test_frames_come_outermost_first() -> None:

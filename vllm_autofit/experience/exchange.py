@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_autofit.errors import NewerRecordError, RecordError
+from vllm_autofit.experience.observed import seconds_served
 from vllm_autofit.experience.pins import check_pin
-from vllm_autofit.experience.record import Record, check, is_name, presentable
+from vllm_autofit.experience.record import STATES, Record, check, is_name, presentable
 from vllm_autofit.experience.tree import MEMBERS_READ, groups_of
 
 FORMAT = "vllm_autofit_export"
@@ -58,6 +59,42 @@ def checked(document: object, path: str) -> tuple[list[Record], list[dict[str, A
         [check(each, f"{path}, record {number}") for number, each in enumerate(records, 1)],
         [check_pin(each, f"{path}, pin {number}") for number, each in enumerate(pins, 1)],
     )
+
+
+class Merged(NamedTuple):
+    """How many records ``Store.merge`` added, put in the place of one that knew less, and found there already."""
+
+    added: int
+    extended: int
+    already_there: int
+
+
+def fullest(records: Iterable[Record]) -> list[Record]:
+    """Of several records of one start, the one that knows most of it."""
+    best: dict[tuple[str, str], Record] = {}
+    for record in records:
+        name = record["key"], record["run_id"]
+        if name not in best or _progress(best[name]) < _progress(record):
+            best[name] = record
+    return list(best.values())
+
+
+def continued(before: Record | None, record: Record) -> Record | None:
+    """``record``, of another machine's store, in the place of what is known here of its start.
+
+    None unless it goes on from that. Whose start it was stays as it is known here.
+    """
+    if before is None:
+        return {**record, "imported": True}
+    if _progress(before) >= _progress(record):
+        return None
+    whose = {"imported": before["imported"]} if "imported" in before else {}
+    return {name: value for name, value in record.items() if name != "imported"} | whose
+
+
+def _progress(record: Record) -> tuple[float, int]:
+    """How much a record knows of its start: seconds served, then whether it knows the end."""
+    return seconds_served(record), STATES.index(record["outcome"]["state"])
 
 
 class ExportedLayer:

@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 from vllm_autofit.errors import RecordError
+from vllm_autofit.units import MIB
 
-LARGEST_FILE = 2**20
+LARGEST_FILE = MIB
 """Bytes of one record. One rank takes about 1 KiB of it, the rest some 8 KiB."""
-LARGEST_EXPORT = 2**26
+LARGEST_EXPORT = 64 * MIB
 """Bytes of a file of many records: of all that one user may have."""
 BYTES_PER_CONTAINER = 32
 """Lists and objects take the decoder most of its time and memory. Records have one for each 100 bytes or so; a file of
@@ -53,10 +54,11 @@ def _not_a_number(text: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_not_a_number)
 
 
-def write_json(path: Path, document: object) -> None:
+def write_json(path: Path, document: object, *, durable: bool = True) -> None:
     """Put ``document`` in the place of what ``path`` holds, at once and for good; or raise, and change nothing.
 
-    The folder is made where there is none.
+    The folder is made where there is none. What needn't outlive the machine isn't ``durable``: that costs no wait for
+    the disk.
 
     Raises:
         RecordError: it is larger than would be read again.
@@ -70,13 +72,15 @@ def write_json(path: Path, document: object) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def _beside(path: Path) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal, TypeAlias, get_args
 
 from vllm_autofit.experience import observed
@@ -24,16 +23,7 @@ Grade: TypeAlias = Literal["proven", "works", "came up", "ran out", "died", "won
 GRADES: tuple[Grade, ...] = get_args(Grade)
 
 SIZED_BY_VLLM = ("no_kv_memory", "max_len_too_long")
-"""Phases that say by themselves that memory was short: vLLM worked it out (``failures/phase.py``)."""
-OUT_OF_MEMORY_TYPES = ("OutOfMemoryError", "MemoryError")
-OUT_OF_MEMORY_WORDS = re.compile(
-    r"out of memory|less than desired|less than requested memory|not enough memory"
-    r"|can(no|')t allocate memory|ALLOC_FAILED|bad_alloc",
-    re.IGNORECASE,
-)
-"""How vLLM 0.11 to 0.33 (its check at start, its sampler's warm-up), torch's allocators, CUDA's libraries and the
-operating system say that memory ran out. Other failures happen in the same phases: a start that is interrupted while
-the KV cache is allocated (``RuntimeError: cancelled``), a device that is not there."""
+"""Phases that say by themselves that memory was short: vLLM worked it out (``failures/kinds.py``)."""
 
 
 def grade(record: Record, ended: str) -> Grade:
@@ -59,14 +49,17 @@ def grade(record: Record, ended: str) -> Grade:
 def lacked_memory(failure: Any) -> bool:
     """Whether memory is what a start failed for.
 
-    Its record may say so itself (``is_capacity``); else vLLM's own words do, or an exception that means nothing else.
+    Its record says so (``is_capacity``), unless it is of schema 1: then the phase does, or the exception's words.
     """
     failure = failure or {}
-    if isinstance(failure.get("is_capacity"), bool):
-        return bool(failure["is_capacity"])
-    if failure.get("phase") in SIZED_BY_VLLM or failure.get("type") in OUT_OF_MEMORY_TYPES:
+    known = failure.get("is_capacity")
+    if isinstance(known, bool):
+        return known
+    if failure.get("phase") in SIZED_BY_VLLM:
         return True
-    return OUT_OF_MEMORY_WORDS.search(str(failure.get("message"))) is not None
+    from vllm_autofit.failures.classify import classify_log  # few records need it
+
+    return classify_log(f"{failure.get('type')}: {failure.get('message')}".splitlines()).is_capacity
 
 
 def _served(record: Record) -> Grade:

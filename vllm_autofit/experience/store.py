@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_autofit.errors import MisplacedRecordError, NewerRecordError, RecordError, StoreError
 from vllm_autofit.experience.files import LARGEST_EXPORT, make_folder, read_json, set_aside, write_json
@@ -23,6 +23,7 @@ from vllm_autofit.experience.upkeep import forget_old_of_key, join, remove_if_em
 
 # What only the command needs is imported where it is used: every engine core of a start imports this module.
 if TYPE_CHECKING:
+    from vllm_autofit.experience.exchange import Merged
     from vllm_autofit.experience.inspection import Finding
 
 RELATED_KEYS = 8
@@ -304,38 +305,49 @@ class Store:
         pins = [self.pinned(key) for key in dict.fromkeys(record["key"] for record in chosen)]
         return export_document(chosen, [pin for pin in pins if pin is not None])
 
-    def merge(self, document: object, name: str = "the document") -> tuple[int, int]:
-        """Add the records of an exported document: (how many were added, how many were there already).
+    def merge(self, records: Iterable[Record], pins: Iterable[dict[str, Any]]) -> Merged:
+        """Add what exported documents hold.
 
-        All or nothing is added. What is there already stays as it is, a pin too.
+        What is here already stays as it is, a pin too; but a record that served longer than the one here, or knows how
+        its start ended, takes its place.
 
         Args:
-            document: as ``export`` makes it.
-            name: what errors call it.
+            records: as ``exchange.checked`` returns them.
+            pins: likewise.
 
         Raises:
-            RecordError: naming the first entry that is wrong, and what is wrong with it.
             StoreError: the folder can't be written.
         """
-        from vllm_autofit.experience.exchange import checked
+        from vllm_autofit.experience.exchange import Merged, fullest
 
-        records, pins = checked(document, name)
-        added = sum(self._add(record) for record in records)
+        given = list(records)
+        done = [self._add(record) for record in fullest(given)]
         for pin in pins:
             if not self._own.pin_path(pin["key"]).exists():
                 self._write_pin(pin)
-        return added, len(records) - added
+        added, extended = done.count("added"), done.count("extended")
+        return Merged(added, extended, len(given) - added - extended)
 
-    def _add(self, record: Record) -> bool:
-        path = self._own.path(record["key"], record["run_id"])
+    def _add(self, record: Record) -> Literal["added", "extended"] | None:
+        """What was done with a record that was checked: None where it stands here, or can't be read here."""
+        from vllm_autofit.experience.exchange import continued
+
+        key, run_id = record["key"], record["run_id"]
+        path = self._own.path(key, run_id)
         with _as_store_error(path):
-            with self._lock(record["key"], record["run_id"]):
-                if path.exists():
-                    return False
-                write_json(path, presentable({**record, "imported": True}))
+            with self._lock(key, run_id):
+                try:
+                    before = self._own_or_set_aside(key, run_id)
+                except (NewerRecordError, OSError) as error:
+                    self._skip(str(error))
+                    return None
+                wanted = continued(before, record)
+                if wanted is None:
+                    return None
+                write_json(path, presentable(wanted))
             for group in groups_of(record):
-                join(self._own, group, record["key"])
-        return True
+                join(self._own, group, key)
+        return "added" if before is None else "extended"
 
     def check(self, repair: bool = False) -> list[Finding]:
         """What is wrong with the user's own folder, and with ``repair`` what was done about it.

@@ -21,8 +21,9 @@ from vllm_autofit.facts.families.fields import COMPLETE, Fields
 from vllm_autofit.facts.families.parts import POOLS, Parts, take_apart
 from vllm_autofit.facts.families.quantization import HF_QUANT_CONFIG, quantization
 from vllm_autofit.facts.families.towers import encoder_tokens, towers
+from vllm_autofit.units import MIB
 
-LARGEST_FILE = 32 * 2**20
+LARGEST_FILE = 32 * MIB
 """Bytes of a config.json that are read. The largest published, with module lists for quantisation, are under 2 MiB."""
 HUB_SECONDS = 5
 """Per request to the hub; a config is a few kilobytes."""
@@ -178,7 +179,7 @@ def _with_neighbours(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         config[HF_QUANT_CONFIG] = _read_file(quantised)
     modules = folder / "modules.json"
     with suppress(OSError):
-        if modules.is_file() and modules.stat().st_size < 2**20 and b"Pooling" in modules.read_bytes():
+        if modules.is_file() and modules.stat().st_size < MIB and b"Pooling" in modules.read_bytes():
             config[POOLS] = True
     return config
 

@@ -100,17 +100,6 @@ CALL = re.compile(r"(\w+)\(")
 WHILE_RUNNING = ("forward", "apply", "apply_weights", "__call__")
 """A layer at work, in a file that also loads it."""
 
-KV_CACHE_CONFIG = {
-    "No available memory for the cache blocks": "no_kv_memory",
-    "To serve at least one request": "max_len_too_long",
-    "Cannot auto-fit max_model_len": "max_len_too_long",
-    "larger than the maximum number of tokens": "max_len_too_long",
-}
-"""How the messages of the failures of KV sizing begin, the same in vLLM 0.11 to 0.33; the last one before that."""
-
-CPU_KV_CACHE = "on kv cache allocation is less than requested memory for kv"
-"""The CPU worker sizes its KV cache where others profile (0.32)."""
-
 
 class PhaseWalk:
     """Follows a stack, outermost frame first."""
@@ -148,23 +137,6 @@ def inner(outer: str | None, phase: str | None) -> str | None:
     if outer is None or phase in INSIDE.get(outer, ()):
         return phase
     return outer
-
-
-def settled(phase: str, message: str) -> str:
-    """The phase once the message is known: of the failures of KV sizing it tells which."""
-    if CPU_KV_CACHE in message:
-        return "kv_alloc"
-    if phase == "kv_cache_config":
-        return next((name for text, name in KV_CACHE_CONFIG.items() if text in message), "no_kv_memory")
-    return phase
-
-
-def phase_of(error: BaseException) -> str:
-    """The phase, or ``other`` when the traceback names none."""
-    walk = PhaseWalk()
-    for frame in frames(error):
-        walk.step(frame.f_code.co_filename, frame.f_code.co_name)
-    return settled(walk.phase or "other", str(error))
 
 
 def frames(error: BaseException) -> Iterator[FrameType]:

@@ -43,7 +43,7 @@ class History:
             Start(record, grade(record, ending(record)), self.store.origin(record))
             for record in self.store.everything()
         ]
-        self._tell_skipped()
+        self.tell_skipped()
         return starts
 
     @cached_property
@@ -54,10 +54,11 @@ class History:
             StoreError: the folder can't be read.
         """
         pins = self.store.pins()
-        self._tell_skipped()
+        self.tell_skipped()
         return pins
 
-    def _tell_skipped(self) -> None:
+    def tell_skipped(self) -> None:
+        """Name on stderr what couldn't be read, each once."""
         for message in self.store.skipped[self._told :]:
             say(message)
         self._told = len(self.store.skipped)

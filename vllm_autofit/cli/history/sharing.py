@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from vllm_autofit.cli.history.opened import HOW_TO_LIST, History, open_history, reply
+from vllm_autofit.cli.history.opened import HOW_TO_LIST, open_history, reply
 from vllm_autofit.cli.history.selection import last_sign, selected
 from vllm_autofit.cli.output import say
 from vllm_autofit.errors import FlagError, NewerRecordError, RecordError
 from vllm_autofit.experience.exchange import checked
 from vllm_autofit.experience.files import LARGEST_EXPORT, read_json
-from vllm_autofit.experience.observed import seconds_served
-from vllm_autofit.experience.record import STATES, Record
+from vllm_autofit.experience.record import Record
 from vllm_autofit.render.history import Start
 
 
@@ -61,56 +59,29 @@ def _settled(start: Start, now: datetime.datetime) -> Record:
 def import_(options: argparse.Namespace) -> int:
     """Add what files hold. All of them are read and checked before the first record is added."""
     history = open_history()
-    documents = [(name, _read(name)) for name in options.files]
-    extended = _extend(history, [record for name, document in documents for record in checked(document, name)[0]])
-    counts = [history.store.merge(document, name) for name, document in documents]
-    added, there = (sum(column) for column in zip(*counts, strict=True))
-    text = f"Added {added:,} record{'' if added == 1 else 's'}, extended {extended:,}; "
-    text += f"{there - extended:,} were there already."
-    reply(options, text, {"added": added, "extended": extended, "already_there": there - extended})
+    contents = [_read(name) for name in options.files]
+    merged = history.store.merge(
+        (record for records, _ in contents for record in records), (pin for _, pins in contents for pin in pins)
+    )
+    history.tell_skipped()
+    text = f"Added {merged.added:,} record{'' if merged.added == 1 else 's'}, extended {merged.extended:,}; "
+    text += f"{merged.already_there:,} were there already."
+    reply(options, text, merged._asdict())
     return 0
 
 
-def _extend(history: History, records: Sequence[Record]) -> int:
-    """Replace records that are here by those of the same starts that served longer, or know how they ended."""
-    known = {start.run_id: start.record for start in history.starts if start.origin != "layer"}
-    later: dict[str, Record] = {}
-    for record in records:
-        before = later.get(record["run_id"], known.get(record["run_id"]))
-        if before is not None and before["key"] == record["key"] and _progress(before) < _progress(record):
-            later[record["run_id"]] = record
-    for run_id, record in later.items():
-        history.store.update(record["key"], run_id, partial(_later, record))
-    return len(later)
-
-
-def _later(record: Record, before: Record | None) -> Record:
-    """What stands here by now, unless ``record`` goes on from it. Whose start it was stays as it is known here."""
-    if before is None or _progress(before) >= _progress(record):
-        return before or record
-    whose = {name: before[name] for name in ("imported",) if name in before}
-    return {name: value for name, value in record.items() if name != "imported"} | whose
-
-
-def _progress(record: Record) -> tuple[float, int]:
-    """How much a record knows of its start: seconds served, then whether it knows the end."""
-    return seconds_served(record), STATES.index(record["outcome"]["state"])
-
-
-def _read(name: str) -> object:
-    """The document in a file that was exported.
+def _read(name: str) -> tuple[list[Record], list[dict[str, Any]]]:
+    """The records and the pins in a file that was exported.
 
     Raises:
         FlagError: it can't be read, or isn't one.
     """
     remedy = "Nothing is added. Name a file that `history export` wrote"
     try:
-        document = read_json(Path(name), LARGEST_EXPORT)
-        checked(document, name)
+        return checked(read_json(Path(name), LARGEST_EXPORT), name)
     except OSError as error:
         raise FlagError(name, f"it can't be read ({error.strerror})", remedy) from error
     except NewerRecordError as error:
         raise FlagError(error.path, error.reason, "Nothing is added. Update vllm-autofit") from error
     except RecordError as error:
         raise FlagError(error.path, error.reason, remedy) from error
-    return document
