@@ -116,3 +116,8 @@ def test_numbers_of_devices_that_differ() -> None:
 def test_devices_that_are_named_and_not_shown(visible: int, level: str) -> None:
     """That none is shown is told by the devices themselves."""
     assert only({"CUDA_VISIBLE_DEVICES": "0,9,1"}, Surroundings(VLLM, "cuda", visible=visible)).level == level
+
+
+def test_a_limit_of_mps_is_a_note() -> None:
+    verdict = only({"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=10G"})
+    assert (verdict.level, "0=10G" in verdict.says) == ("note", True)

@@ -54,6 +54,14 @@ def test_a_device_that_others_use_is_a_note_with_what_is_known_of_them() -> None
     assert unseen.says.endswith("hold 0.0 GiB of it, the rest is held by ones that can't be seen from here")
 
 
+def test_a_limit_of_a_container_is_told() -> None:
+    limited = Answer({**host(50).found, "room_bytes": 3 * GIB})
+    last = look_at_memory("cpu", NO_DRIVER, limited, []).verdicts[-1]
+    assert (last.level, last.check) == ("note", "devices")
+    assert last.says == "a limit of a container or service leaves 3.0 GiB of the host's memory"
+    assert "container" not in str(look_at_memory("cpu", NO_DRIVER, host(50), []).verdicts)
+
+
 def test_an_orphan_is_one_problem_with_all_that_it_holds() -> None:
     on_host = host(50, Holder(12, 2 * GIB, "me", 60, "VLLM::EngineCore", engine=True, orphaned=True))
     problem = on_gpus(gpu(50, ORPHAN), the_host=on_host)[-1]

@@ -6,6 +6,7 @@
  *     mig|UUID|total bytes|free bytes|number|name    number: among the instances of its GPU
  *
  * FAKE_NVML_FAILS names a function and the code that it returns, as in "nvmlShutdown=999".
+ * FAKE_NVML_CAPABILITY is the compute capability of all devices, as in "12.1"; 9.0 without it.
  *
  * Codes and their reasons are those of NVIDIA's NVML API reference; the memory struct is nvmlMemory_t there.
  */
@@ -158,8 +159,9 @@ int nvmlDeviceGetCudaComputeCapability(device *d, int *major, int *minor) {
     CHECK();
     if (d->parent)
         return NOT_SUPPORTED;
+    const char *capability = getenv("FAKE_NVML_CAPABILITY");
     *major = 9, *minor = 0;
-    return SUCCESS;
+    return !capability || sscanf(capability, "%d.%d", major, minor) == 2 ? SUCCESS : INVALID_ARGUMENT;
 }
 
 int nvmlDeviceGetMigMode(device *d, unsigned int *current, unsigned int *pending) {

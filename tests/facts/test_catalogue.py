@@ -7,6 +7,7 @@ import pytest
 from tests.builders import GIB
 from vllm_autofit.errors import UnknownDeviceError
 from vllm_autofit.facts.catalogue import KnownDevice, find_device, known_devices
+from vllm_autofit.facts.unified import INTEGRATED
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,16 @@ from vllm_autofit.facts.catalogue import KnownDevice, find_device, known_devices
         ("t4", "Tesla T4"),
         ("rtx pro 6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition"),
         ("DGX Spark", "NVIDIA GB10"),
+        ("gb10", "NVIDIA GB10"),
+        ("thor", "NVIDIA Thor"),
+        ("Jetson AGX Orin", "Orin (nvgpu)"),
+        ("gh200 480gb", "NVIDIA GH200 480GB"),
+        ("mi300x", "AMD Instinct MI300X"),
+        ("AMD Instinct MI325X", "AMD Instinct MI325X"),
+        ("mi355x-288gb", "AMD Instinct MI355X"),
+        ("rx 7900 xtx", "AMD Radeon RX 7900 XTX"),
+        ("arc b580", "Intel(R) Arc(TM) B580 Graphics"),
+        ("max 1550", "Intel(R) Data Center GPU Max 1550"),
     ],
 )
 def test_however_it_is_written(typed: str, name: str) -> None:
@@ -71,7 +82,8 @@ def test_a_name_that_says_nothing_means_nothing(typed: str) -> None:
 @pytest.mark.parametrize("device", known_devices(), ids=lambda device: device.name)
 def test_every_entry_is_sound(device: KnownDevice) -> None:
     assert 4 * GIB < device.total_bytes < 300 * GIB
-    assert (7, 0) <= device.compute_capability <= (12, 1)
+    assert (device.compute_capability is None) == (device.platform != "cuda")
+    assert (7, 0) <= (device.compute_capability or (7, 0)) <= (12, 1)
     assert device.source.startswith("data sheet") == device.derived
     assert device.source
 
@@ -82,3 +94,16 @@ def test_usable_memory_is_less_than_the_name_says() -> None:
             said = [int(word[:-2]) for word in name.replace("-", " ").split() if word.lower().endswith("gb")]
             if said and "480GB" not in name:  # the host's, not the device's
                 assert 0.85 * said[-1] * 10**9 < device.total_bytes < said[-1] * GIB
+
+
+def test_a_device_that_the_estimate_was_not_fitted_to_says_so() -> None:
+    said = {device.name: device.uncalibrated for device in known_devices()}
+    assert "fills nothing in" in said["AMD Instinct MI300X"]
+    assert "fills nothing in" in said["Intel(R) Arc(TM) B580 Graphics"]
+    assert "published starts on GB10" in said["NVIDIA Thor"]
+    assert said["NVIDIA GH200 480GB"] == said["NVIDIA H100 80GB HBM3"] == ""
+
+
+def test_the_compute_capabilities_of_integrated_devices_are_those_that_are_read_as_such() -> None:
+    shared = {device.compute_capability for device in known_devices() if device.shares_host}
+    assert shared == set(INTEGRATED)

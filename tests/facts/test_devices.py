@@ -124,13 +124,16 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(script: str, question: object, driver: Path, machine: Sequence[Gpu], fails: str = "") -> Any:
+def run(
+    script: str, question: object, driver: Path, machine: Sequence[Gpu], fails: str = "", capability: str = "9.0"
+) -> Any:
     """What ``script`` prints about ``question`` in a process that sees ``machine``."""
     environ = {
         **os.environ,
         "LD_LIBRARY_PATH": f"{driver}:{os.environ.get('LD_LIBRARY_PATH', '')}",
         "FAKE_NVML_DEVICES": "\n".join(line for gpu in machine for line in gpu.lines()),
         "FAKE_NVML_FAILS": fails,
+        "FAKE_NVML_CAPABILITY": capability,
     }
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps(question)], env=environ, capture_output=True, text=True, check=False
@@ -147,12 +150,19 @@ def ask(
     ranks: int = 1,
     device_ids: Sequence[int | str] | None = None,
     order: str | None = None,
+    mps: str | None = None,
     fails: str = "",
+    capability: str = "9.0",
+    before: str = "",
 ) -> Answer:
-    """``nvidia_devices`` and ``visible_device_count`` on ``machine``, under CUDA's two variables."""
-    settings = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": order}
+    """``nvidia_devices`` and ``visible_device_count`` on ``machine``, under CUDA's variables; ``before`` runs first."""
+    settings = {
+        "CUDA_VISIBLE_DEVICES": visible,
+        "CUDA_DEVICE_ORDER": order,
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": mps,
+    }
     environ = {name: value for name, value in settings.items() if value is not None}
-    answer = run(PROBE, [environ, ranks, device_ids], driver, machine, fails)
+    answer = run(before + PROBE, [environ, ranks, device_ids], driver, machine, fails, capability)
     return Answer(**{**answer, "devices": [_device(device) for device in answer["devices"]]})
 
 
@@ -371,12 +381,96 @@ def test_devices_of_one_kind(driver: Path) -> None:
     assert ask(driver, FOUR[:2]).free_gib == [70]
 
 
+GB10 = Gpu("NVIDIA GB10", "GPU-b", 0, 0, "no-memory")
+
+
 def test_memory_shared_with_the_host(driver: Path) -> None:
     """NVML knows no memory of an integrated device; it can use what the host has."""
-    [device] = ask(driver, [Gpu("NVIDIA GB10", "GPU-b", 0, 0, "no-memory")]).devices
-    assert (device.kind, device.name) == ("cuda", "NVIDIA GB10")
+    [device] = ask(driver, [GB10], capability="12.1").devices
+    assert (device.kind, device.name, device.shares_host) == ("cuda", "NVIDIA GB10", True)
+    assert device.compute_capability == (12, 1)
     assert device.total_bytes == psutil.virtual_memory().total
     assert 0 < device.free_bytes < device.total_bytes
+
+
+@pytest.mark.parametrize("capability", ["8.7", "11.0", "12.1"])
+def test_an_integrated_device_with_figures_of_its_own(driver: Path, capability: str) -> None:
+    """What its driver calls free leaves out the pages of files, which the host gives back: vLLM counts them."""
+    [device] = ask(driver, [Gpu("NVIDIA Thor", "GPU-t", 8192, 1)], capability=capability).devices
+    assert device.total_bytes == 8192 * GIB
+    assert device.free_bytes != GIB
+    assert device.free_bytes < psutil.virtual_memory().total
+    assert device.shares_host
+
+
+@pytest.mark.parametrize("capability", ["9.0", "10.0", "8.6", "12.0"])
+def test_coherent_and_other_devices_have_memory_of_their_own(driver: Path, capability: str) -> None:
+    """GH200 is 9.0, GB200 10.0."""
+    [device] = ask(driver, [Gpu("NVIDIA GH200 480GB", "GPU-g", 94, 90)], capability=capability).devices
+    assert (device.free_bytes, device.shares_host) == (90 * GIB, False)
+
+
+@pytest.mark.parametrize(
+    ("mps", "free"),
+    [
+        pytest.param("0=10G", [10, 50, 30, 10], id="one device"),
+        pytest.param("0=10G,1=2048M,2=1073741824", [10, 2, 1, 10], id="several, in its units"),
+        pytest.param("0=64GB", [64, 50, 30, 10], id="spelt out"),
+        pytest.param("0=75G", [70, 50, 30, 10], id="more than is free"),
+        pytest.param(f"{FOUR[1].uuid}=5G", [70, 5, 30, 10], id="UUID"),
+        pytest.param("9=1G, rubbish,=2G,1=", [70, 50, 30, 10], id="nothing that can be understood"),
+        pytest.param("", [70, 50, 30, 10], id="empty"),
+    ],
+)
+def test_a_client_of_mps_may_take_what_its_limit_says(driver: Path, mps: str, free: list[float]) -> None:
+    answer = ask(driver, FOUR, ranks=0, mps=mps)
+    assert answer.free_gib == free
+    assert {device.total_bytes for device in answer.devices} == {80 * GIB}
+
+
+def test_a_number_of_mps_may_be_the_clients_or_the_machines(driver: Path) -> None:
+    assert ask(driver, FOUR, "1", mps="0=20G,1=40G").free_gib == [20]
+    assert ask(driver, FOUR, "1", mps="1=20G").free_gib == [20]
+
+
+def test_mps_on_an_instance_of_mig(driver: Path) -> None:
+    assert ask(driver, [partitioned((1, LARGE_SLICE))], LARGE_SLICE.uuid, mps="0=20G").free_gib == [20]
+
+
+def test_several_instances_are_read_each_by_its_own_total(driver: Path) -> None:
+    visible = f"{LARGE_SLICE.uuid},{SMALL_SLICE.uuid}"
+    answer = ask(driver, [partitioned((0, SMALL_SLICE), (1, LARGE_SLICE))], visible, ranks=2)
+    assert [device.total_bytes / GIB for device in answer.devices] == [40, 10]
+    assert answer.free_gib == [39, 9]
+
+
+WSL = "import platform; platform.release = lambda: '6.6.87.2-microsoft-standard-WSL2'\n"
+
+
+def test_under_wsl_windows_keeps_some_that_nvml_does_not_know_of(driver: Path) -> None:
+    assert ask(driver, FOUR[:1], before=WSL).free_gib == [69.25]
+    assert ask(driver, [Gpu("NVIDIA GeForce RTX 3050", "GPU-3", 4, 0)], before=WSL).free_gib == [0]
+
+
+JETSON = "from vllm_autofit.facts import unified; unified.JETSON = ('proc/self/status',)\n"
+"""This machine has the sign by which a Jetson is told."""
+
+
+def test_a_jetson_without_nvml(driver: Path, tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    answer = ask(tmp_path, [], before=JETSON)
+    [device] = answer.devices
+    assert (device.kind, device.name, device.shares_host) == ("cuda", "NVIDIA Jetson", True)
+    assert device.total_bytes == psutil.virtual_memory().total
+    assert answer.visible == 1
+    for hidden in ("", "-1"):
+        assert "NVML Shared Library Not Found" in ask(tmp_path, [], hidden, before=JETSON).error
+
+
+def test_a_jetson_with_nvml_is_read_through_it(driver: Path) -> None:
+    answer = ask(driver, [Gpu("Orin (nvgpu)", "GPU-o", 0, 0, "no-memory")], capability="8.7", before=JETSON)
+    assert [(device.name, device.shares_host) for device in answer.devices] == [("Orin (nvgpu)", True)]
+    assert answer.left_open == 0
 
 
 def test_no_driver(driver: Path, tmp_path: Path) -> None:

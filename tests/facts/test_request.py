@@ -211,21 +211,28 @@ def test_engines_that_a_script_starts_one_per_rank_are_counted() -> None:
     assert local_ranks(EngineArgs(), {"VLLM_DP_SIZE": "4"}) == 4
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"load_format": "ipc_cache"}, {"distributed_executor_backend": "external_launcher"}, {"data_parallel_rank": 1}],
-)
-def test_where_no_utilisation_can_be_chosen_the_request_says_why(fields: dict[str, Any]) -> None:
+def test_ranks_of_an_external_launcher_are_as_many_as_it_started_here() -> None:
+    engine_args = EngineArgs(tensor_parallel_size=8)
+    assert local_ranks(engine_args, {"LOCAL_WORLD_SIZE": "4"}) == 8, "somebody else's variable"
+    engine_args.distributed_executor_backend = "external_launcher"  # type: ignore[attr-defined]
+    assert local_ranks(engine_args, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert local_ranks(engine_args, {}) == 8
+
+
+def test_where_no_utilisation_can_be_chosen_the_request_says_why() -> None:
     engine_args = EngineArgs()
-    for name, value in fields.items():
-        setattr(engine_args, name, value)
+    engine_args.load_format = "ipc_cache"  # type: ignore[attr-defined]
     assert read_request(engine_args, [], {}).utilization_left_to_vllm
     assert read_request(EngineArgs(), [], {}).utilization_left_to_vllm is None
 
 
-def test_engines_on_other_machines_span_nodes() -> None:
+@pytest.mark.parametrize("backend", ["mp", "ray"])
+def test_engines_on_other_machines_span_nodes(backend: str) -> None:
     engine_args = EngineArgs(data_parallel_size=4, data_parallel_size_local=2)
-    assert read_request(engine_args, [], {}).spans_nodes
+    engine_args.data_parallel_backend = backend  # type: ignore[attr-defined]
+    asked = read_request(engine_args, [], {})
+    assert asked.spans_nodes
+    assert asked.planned_in_parts is (backend == "mp"), "Ray's engines get the config of the one that starts them"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +243,10 @@ def test_engines_on_other_machines_span_nodes() -> None:
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 6),
         ({"tensor_parallel_size": 2, "data_parallel_size": 4}, 8),
         ({"tensor_parallel_size": 2, "data_parallel_size": 4, "data_parallel_size_local": 2}, 4),
+        ({"tensor_parallel_size": 4, "nnodes": 2}, 2),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 4, "nnodes": 2}, 4),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 4, "data_parallel_size_local": 2, "nnodes": 2}, 4),
+        ({"nnodes": 2}, 1),
     ],
     ids=str,
 )
@@ -258,6 +269,32 @@ def test_ranks_on_this_machine_are_the_product_of_the_parallel_sizes(sizes: dict
 )
 def test_a_launch_over_several_machines_is_noticed(engine_args: EngineArgs, facts: dict[str, Any], spans: bool) -> None:
     assert read_request(engine_args, [], {}, **facts).spans_nodes is spans
+
+
+@pytest.mark.parametrize(
+    ("fields", "environ", "in_parts"),
+    [
+        ({}, {}, False),
+        ({"data_parallel_size": 4, "tensor_parallel_size": 2}, {}, False),
+        ({"nnodes": 2}, {}, True),
+        ({"distributed_executor_backend": "external_launcher"}, {}, True),
+        ({"distributed_executor_backend": "ray", "tensor_parallel_size": 16}, {}, False),
+        ({"data_parallel_rank": 0}, {}, True),
+        ({"data_parallel_start_rank": 0}, {}, True),
+        ({"data_parallel_hybrid_lb": True}, {}, True),
+        ({"data_parallel_hybrid_lb": False, "data_parallel_external_lb": False}, {}, False),
+        ({}, {"VLLM_DP_SIZE": "2"}, True),
+    ],
+    ids=str,
+)
+def test_parts_that_plan_for_themselves_are_noticed(
+    fields: dict[str, Any], environ: dict[str, str], in_parts: bool
+) -> None:
+    engine_args = EngineArgs()
+    for name, value in fields.items():
+        setattr(engine_args, name, value)
+    assert read_request(engine_args, [], environ, visible_devices=8).planned_in_parts is in_parts
+    assert read_request(engine_args, [], environ, headless=True).planned_in_parts
 
 
 # What fixes the KV cache

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from tests.facts.test_devices import FOUR, GIB, SMALL_SLICE, Gpu, partitioned, run
 from tests.facts.test_devices import driver as driver  # the fixture
+from vllm_autofit.hooks.memory_now import free_bytes_of, memory_now
 
 FREE = """
 import ctypes, json, sys
@@ -31,3 +35,17 @@ def test_a_device_is_found_by_the_name_that_torch_has_for_it(driver: Path, machi
     assert answer["open"] == 1, "NVML stays open between samples, once"
     assert answer["peaks"] is None
     assert not answer["torch"], "looking doesn't load torch, let alone make a context"
+
+
+def test_before_vllm_0_20_a_cpu_worker_sees_the_whole_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    platforms = SimpleNamespace(current_platform=SimpleNamespace(device_type="cpu"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    monkeypatch.delitem(sys.modules, "vllm.utils.cpu_resource_utils", raising=False)
+    host = psutil.virtual_memory()
+    now = memory_now()
+    assert now is not None
+    assert now["total_bytes"] == host.total
+    assert 0 < now["free_bytes"] < host.total
+    free = free_bytes_of({"device_index": 0, "uuid": None})
+    assert free is not None
+    assert 0 < free < host.total

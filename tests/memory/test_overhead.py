@@ -20,8 +20,8 @@ from vllm_autofit.memory.overhead import (
 )
 from vllm_autofit.settings import POLICIES
 
-Kind = Literal["cuda", "cpu"]
-kinds: st.SearchStrategy[Kind] = st.sampled_from(["cuda", "cpu"])
+Kind = Literal["cuda", "cpu", "unified"]
+kinds: st.SearchStrategy[Kind] = st.sampled_from(["cuda", "cpu", "unified"])
 totals = st.integers(0, 16 * 2**40)
 
 
@@ -43,6 +43,16 @@ def test_an_engine_in_the_callers_process_takes_little() -> None:
     assert startup_overhead("cpu", ranks=1, processes=False) == 256 * MIB
 
 
+def test_on_an_integrated_device_the_processes_count_too() -> None:
+    assert startup_overhead("unified", ranks=1, processes=True) == 2.75 * GIB
+
+
+def test_an_idle_gb10_is_asked_for_what_its_users_settle_on() -> None:
+    total, available = 121.69 * GIB, 116.43 * GIB
+    asked = available - startup_overhead("unified", 1, True) - headroom("unified", int(total), "balanced")
+    assert 0.80 < asked / total < 0.87
+
+
 @given(kinds, st.integers(1, 63), st.booleans())
 def test_one_more_rank_never_takes_less(kind: Kind, ranks: int, processes: bool) -> None:
     assert 0 < startup_overhead(kind, ranks, processes) <= startup_overhead(kind, ranks + 1, processes)
@@ -57,10 +67,10 @@ def test_one_more_rank_never_takes_less(kind: Kind, ranks: int, processes: bool)
         ("cpu", 25 * GIB, 256 * MIB),
         ("cpu", 200 * GIB, 2 * GIB),
         ("unified", 8 * GIB, 1 * GIB),
-        ("unified", 200 * GIB, 10 * GIB),
+        ("unified", 120 * GIB, 12 * GIB),
     ],
 )
-def test_headroom_grows_with_the_device(kind: Literal["cuda", "cpu", "unified"], total: int, expected: int) -> None:
+def test_headroom_grows_with_the_device(kind: Kind, total: int, expected: int) -> None:
     assert headroom(kind, total, "balanced") == expected
 
 

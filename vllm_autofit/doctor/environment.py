@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vllm_autofit import VARIABLES, switched_off
 from vllm_autofit.doctor.verdict import Verdict
+from vllm_autofit.facts.client_limits import MPS_LIMIT
 
 CHECK = "environment"
 ALIKE = 0.8
@@ -94,6 +95,9 @@ def _sizes(environ: Mapping[str, str], backend: str | None) -> Iterator[Verdict]
 
 
 def _devices(environ: Mapping[str, str], around: Surroundings) -> Iterator[Verdict]:
+    if limit := environ.get(MPS_LIMIT):
+        says = f"{MPS_LIMIT}={limit} keeps every process to less than the device has, and vLLM's share with it"
+        yield Verdict("note", CHECK, says, "Unset it where the device isn't shared")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or around.visible is None:
         return

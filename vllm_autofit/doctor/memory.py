@@ -43,6 +43,10 @@ def look_at_memory(backend: str | None, nvidia: Answer, host: Answer, nodes: Seq
     if host.trouble:
         verdicts.append(_no_answer("the host's processes", host.trouble))
     verdicts += [_room(each, backend == "cpu") for each in hosts]
+    if (room := host.found.get("room_bytes")) is not None:
+        says = f"a limit of a container or service leaves {room / GIB:.1f} GiB of the host's memory"
+        do = "vllm-autofit stays below it; what vLLM itself sees of it depends on its version (docs/devices.md)"
+        verdicts.append(Verdict("note", "devices", says, do))
     return Memory([*devices, *hosts], [*verdicts, *_orphans([*devices, *hosts])])
 
 

@@ -16,6 +16,7 @@ from vllm_autofit.errors import DeviceError, StoreError
 from vllm_autofit.experience.files import write_json
 from vllm_autofit.experience.locking import locks_work
 from vllm_autofit.experience.store import Store
+from vllm_autofit.facts.cgroups import memory_room
 from vllm_autofit.facts.devices import host_memory, nvidia_devices, nvidia_processes
 from vllm_autofit.facts.holders import device_holders, host_holders
 from vllm_autofit.facts.weights import hub_cache
@@ -43,9 +44,11 @@ def nvidia() -> dict[str, Any]:
 
 
 def host() -> dict[str, Any]:
-    """The host's memory and the processes that hold the most of it, but for those that ask."""
+    """The host's memory, what control groups leave of it, and the processes that hold the most of it, but for those
+    that ask."""
     holders = host_holders(LARGEST_PROCESSES, without=os.getppid())
-    return {"devices": [{**asdict(host_memory()), "holders": [asdict(holder) for holder in holders]}]}
+    devices = [{**asdict(host_memory()), "holders": [asdict(holder) for holder in holders]}]
+    return {"devices": devices, "room_bytes": memory_room()}
 
 
 def cache() -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Devices that a plan can be made for without having them: name, usable memory and compute capability.
 
-The memory is what CUDA reports as the device's total, which is what vLLM multiplies by ``gpu_memory_utilization``: less
-than the marketing figure, and a little different from driver to driver. Where several figures are published, the
-smallest of recent drivers is kept. Each entry of ``catalogue.json`` names its source; the few that nobody published
-are the data sheet's figure times the share that like devices have of theirs, and are marked ``derived``. Compute
-capabilities are from NVIDIA's list of CUDA GPUs.
+The memory is what CUDA (ROCm, Level Zero) reports as the device's total, which is what vLLM multiplies by
+``gpu_memory_utilization``: less than the marketing figure, and a little different from driver to driver. Where several
+figures are published, the smallest of recent drivers is kept. Each entry of ``catalogue.json`` names its source; the
+few that nobody published are the data sheet's figure times the share that like devices have of theirs, and are marked
+``derived``. Compute capabilities are from NVIDIA's list of CUDA GPUs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vllm_autofit.errors import UnknownDeviceError
 from vllm_autofit.units import GIB
@@ -25,6 +26,7 @@ TABLE = Path(__file__).with_name("catalogue.json")
 SAYS_NOTHING = frozenset({
     "nvidia", "geforce", "tesla", "quadro", "rtx", "gpu", "graphics", "card", "generation", "edition", "ac",
     "hbm2", "hbm2e", "hbm3", "hbm3e", "sxm", "sxm2", "sxm4", "sxm5", "sxm6", "pcie",
+    "amd", "instinct", "radeon", "rx", "intel", "arc", "r", "tm", "jetson", "agx",
 })  # fmt: skip
 """Words of a device's name by which none of ours is told from another."""
 
@@ -38,13 +40,32 @@ class KnownDevice:
     also: tuple[str, ...]
     """What people call it."""
     total_bytes: int
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[int, int] | None
+    """CUDA's; None of others' devices."""
     source: str
     """Where the memory figure is from."""
     derived: bool
     """Whether it is computed from the data sheet's."""
     shares_host: bool = False
     """Whether its memory is the host's, which needs some of it."""
+    platform: Literal["cuda", "rocm", "xpu"] = "cuda"
+    """vLLM's."""
+
+    @property
+    def uncalibrated(self) -> str:
+        """What a plan for it has to say about its own figures; empty where they were fitted to such devices."""
+        if self.platform != "cuda":
+            return (
+                f"not calibrated for {self.name}: activations, graphs, kernels and start-up are estimated as for "
+                "NVIDIA's devices, and MI355X is known to lose 17 GiB before vLLM looks: leave the utilization to vLLM "
+                "if it refuses this one. vllm-autofit fills nothing in on this platform: give vLLM the options"
+            )
+        if self.shares_host:
+            return (
+                f"not calibrated for {self.name}: start-up and headroom are from published starts on GB10; "
+                "activations, graphs and kernels are estimated as for devices with memory of their own"
+            )
+        return ""
 
 
 @functools.cache
@@ -55,10 +76,11 @@ def known_devices() -> tuple[KnownDevice, ...]:
             name=entry["name"],
             also=tuple(entry["also"]),
             total_bytes=round(entry["gib"] * GIB),
-            compute_capability=(entry["capability"][0], entry["capability"][1]),
+            compute_capability=(entry["capability"][0], entry["capability"][1]) if "capability" in entry else None,
             source=entry["source"],
             derived=entry.get("derived", False),
             shares_host=entry.get("shares_host", False),
+            platform=entry.get("platform", "cuda"),
         )
         for entry in json.loads(TABLE.read_text(encoding="utf-8"))
     )

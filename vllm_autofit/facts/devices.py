@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from vllm_autofit.errors import DeviceError
+from vllm_autofit.facts.cgroups import memory_room
+from vllm_autofit.facts.client_limits import WSL_UNSEEN_BYTES, in_wsl, mps_limit
+from vllm_autofit.facts.unified import INTEGRATED, host_pool, jetson
 from vllm_autofit.values import DeviceFacts
 
 CPU_FEATURES = ("avx512_bf16", "amx_tile")
@@ -30,14 +32,16 @@ def nvidia_devices(
     Where it can't be told which devices a number means to CUDA, and they differ, every device of the machine.
 
     Args:
-        environ: for ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or their beginnings, MIG UUIDs) and
-            ``CUDA_DEVICE_ORDER``.
+        environ: for ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or their beginnings, MIG UUIDs), ``CUDA_DEVICE_ORDER``
+            and the limit of MPS.
         ranks: local workers; 0 means all visible devices.
         device_ids: vLLM's own ``--device-ids``: positions among the visible devices, or names of them.
 
     Raises:
         DeviceError: no driver, no such device, or memory that can't be read.
     """
+    if (alone := _without_nvml(environ)) is not None:
+        return [alone]
     with _nvml() as nvml:
         visible = _visible(nvml, environ)
         chosen = [_pick(nvml, visible, wanted) for wanted in device_ids] if device_ids else visible
@@ -49,10 +53,10 @@ def nvidia_devices(
                 "no NVIDIA device is visible",
                 "Name devices that nvidia-smi -L lists, each once",
             )
-        devices = [_read(nvml, index, place) for index, place in enumerate(used)]
+        devices = [_as_allowed(nvml, environ, _read(nvml, index, place), place) for index, place in enumerate(used)]
         if _order_is_unknown(environ) and len(used) < nvml.nvmlDeviceGetCount():
             # CUDA may number the devices by speed, NVML by slot: a number could mean any of them.
-            everyone = _everyone(nvml)
+            everyone = _everyone(nvml, environ)
             if len({(device.name, device.total_bytes) for device in everyone}) > 1:
                 return everyone
         return devices
@@ -66,20 +70,24 @@ def nvidia_processes(environ: Mapping[str, str]) -> list[tuple[DeviceFacts, dict
     Raises:
         DeviceError: no driver, or a device that can't be read.
     """
+    if (alone := _without_nvml(environ)) is not None:
+        return [(alone, {})]
     with _nvml() as nvml:
         places = _visible(nvml, environ)
         return [(_read(nvml, index, place), _processes(nvml, place)) for index, place in enumerate(places)]
 
 
 def host_memory(ranks: int = 1) -> DeviceFacts:
-    """The whole host's memory, as the operating system counts it (available, not merely unused)."""
-    memory = psutil.virtual_memory()
+    """The whole host's memory as the operating system counts it (available, not merely unused), and of that what the
+    control groups of this process leave it."""
+    total, available = host_pool()
+    room = memory_room()
     return DeviceFacts(
         kind="cpu",
         index=0,
         name="host memory",
-        total_bytes=memory.total,
-        free_bytes=memory.available,
+        total_bytes=total,
+        free_bytes=available if room is None else min(available, room),
         ranks=ranks,
         size_is_fixed=False,
         cpu_features=cpu_features(),
@@ -98,11 +106,24 @@ def cpu_features() -> tuple[str, ...]:
 
 def visible_device_count(environ: Mapping[str, str]) -> int:
     """How many NVIDIA devices CUDA will show; 0 without a driver."""
+    if _without_nvml(environ) is not None:
+        return 1
     try:
         with _nvml() as nvml:
             return len(_visible(nvml, environ))
     except DeviceError:
         return 0
+
+
+def _without_nvml(environ: Mapping[str, str]) -> DeviceFacts | None:
+    """The device of a Jetson that has no NVML; None where it is hidden, and on every other machine."""
+    device = jetson()
+    first = environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if device is None or first == "" or first.startswith("-"):
+        return None
+    with suppress(DeviceError), _nvml():
+        return None
+    return device
 
 
 @contextmanager
@@ -157,7 +178,15 @@ def _find(nvml: Any, name: str) -> Place | None:
 def _uuid(nvml: Any, index: int) -> str:
     """Empty for a device that NVML can't open: it must not hide another one that it can."""
     try:
-        return _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
+        return _uuid_of(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+    except nvml.NVMLError:
+        return ""
+
+
+def _uuid_of(nvml: Any, handle: Any) -> str:
+    """Empty where the driver doesn't say."""
+    try:
+        return _text(nvml.nvmlDeviceGetUUID(handle))
     except nvml.NVMLError:
         return ""
 
@@ -206,24 +235,40 @@ def _first_instance(nvml: Any, device: Any) -> Any:
 def _read(nvml: Any, index: int, place: Place) -> DeviceFacts:
     handle = _handle(nvml, place)
     name = _text(nvml.nvmlDeviceGetName(handle))
-    shares_host = False
-    try:
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        total, free = int(memory.total), int(memory.free)
-    except nvml.NVMLError_NotSupported:
-        # Integrated devices (GB10, Jetson) share the host's memory and NVML has no figure for it; vLLM itself
-        # takes the host's available memory as free there.
-        host = psutil.virtual_memory()
-        total, free, shares_host = host.total, host.available, True
+    capability = _compute_capability(nvml, handle)
+    own = _own_memory(nvml, handle)
+    shares_host = own is None or capability in INTEGRATED
+    total, free = own or host_pool()
+    if shares_host:
+        free = host_pool()[1]
+    elif in_wsl():
+        free = max(0, free - WSL_UNSEEN_BYTES)
     return DeviceFacts(
         kind="cuda",
         index=index,
         name=name,
         total_bytes=total,
         free_bytes=free,
-        compute_capability=_compute_capability(nvml, handle),
+        compute_capability=capability,
         shares_host=shares_host,
+        uuid=_uuid_of(nvml, handle),
     )
+
+
+def _own_memory(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    """Total and free bytes; None of an integrated device, for which NVML has no figures (GB10, Jetson)."""
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError_NotSupported:
+        return None
+    return int(memory.total), int(memory.free)
+
+
+def _as_allowed(nvml: Any, environ: Mapping[str, str], device: DeviceFacts, place: Place) -> DeviceFacts:
+    """A client of MPS may be kept to less than is free. Its numbers are CUDA's to the client, or NVML's."""
+    uuid = _uuid(nvml, place) if isinstance(place, int) else place
+    limit = mps_limit(environ, str(device.index), str(place), uuid)
+    return device if limit is None or limit > device.free_bytes else replace(device, free_bytes=limit)
 
 
 def _compute_capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
@@ -243,12 +288,12 @@ def _processes(nvml: Any, place: Place) -> dict[int, int | None]:
     return found
 
 
-def _everyone(nvml: Any) -> list[DeviceFacts]:
+def _everyone(nvml: Any, environ: Mapping[str, str]) -> list[DeviceFacts]:
     """Every device of the machine that NVML can read: what it can't, CUDA can't use either."""
     devices: list[DeviceFacts] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         with suppress(nvml.NVMLError, DeviceError):
-            devices.append(_read(nvml, index, index))
+            devices.append(_as_allowed(nvml, environ, _read(nvml, index, index), index))
     return devices
 
 

@@ -3,42 +3,67 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
-from vllm_autofit.errors import DeviceError
+import psutil
+
+from vllm_autofit.errors import DeviceError, UnsupportedDeviceError
+from vllm_autofit.facts.cgroups import memory_room
 from vllm_autofit.facts.devices import cpu_features, host_memory, nvidia_devices, visible_device_count
 from vllm_autofit.facts.request import local_ranks
-from vllm_autofit.hooks.limits import data_limit
+from vllm_autofit.hooks.limits import process_limit
 from vllm_autofit.values import DeviceFacts
+
+UNSUPPORTED = {"rocm": "AMD GPUs (ROCm)", "xpu": "Intel GPUs (XPU)", "tpu": "TPUs", "": "unknown devices"}
+"""Platforms of vLLM's own for which nothing is filled in: docs/devices.md says why."""
 
 
 def device_type() -> str:
-    """vLLM's name for the backend: ``cuda``, ``cpu``, ``rocm``, ``xpu``, ..."""
+    """vLLM's name for the backend: ``cuda``, ``cpu``, ``rocm``, ``xpu``, ...; empty where it found none.
+
+    The first two are vLLM's own. Platforms of other packages may have their device types, and none of their drivers.
+    """
     platform = sys.modules["vllm.platforms"].current_platform
-    if getattr(platform, "is_rocm", lambda: False)():
+    if platform.is_cuda():
+        return "cuda"
+    if platform.is_cpu():
+        return "cpu"
+    if platform.is_rocm():
         return "rocm"  # its device type is "cuda" too
-    return str(platform.device_type)
+    name = str(platform.device_type and (getattr(platform, "device_name", "") or platform.device_type))
+    return type(platform).__name__ if name in ("cuda", "cpu") else name
 
 
 def read_devices(engine_args: Any) -> list[DeviceFacts]:
     """The devices of this launch's local workers.
 
     Raises:
-        DeviceError: the memory can't be read, or the backend is one that we don't know.
+        DeviceError: the memory can't be read.
+        UnsupportedDeviceError: the backend is one that no plan is made for.
     """
     kind, ranks = device_type(), local_ranks(engine_args, os.environ)
     if kind == "cuda":
-        return nvidia_devices(os.environ, _ranks_on_gpus(engine_args, ranks), _device_ids(engine_args))
+        found = nvidia_devices(os.environ, _ranks_on_gpus(engine_args, ranks), _device_ids(engine_args))
+        return [_as_vllm_reads(device) for device in found]
     if kind == "cpu":
         return _memory_nodes(ranks)
-    raise DeviceError(f"the backend {kind!r}", "only cuda and cpu are supported yet", "vLLM keeps its own defaults")
+    raise UnsupportedDeviceError(UNSUPPORTED.get(kind, f"devices of the platform {kind}"))
 
 
 def visible_devices() -> int | None:
     """How many devices this machine shows to CUDA; None where the number of workers isn't bound to devices."""
     return visible_device_count(os.environ) if device_type() == "cuda" else None
+
+
+def _as_vllm_reads(device: DeviceFacts) -> DeviceFacts:
+    """Before 0.12 vLLM takes CUDA's figure on integrated devices too: pages of files aren't free there."""
+    if not device.shares_host or importlib.util.find_spec("vllm.utils.mem_utils") is not None:
+        return device
+    return replace(device, free_bytes=min(device.free_bytes, int(psutil.virtual_memory().free)))
 
 
 def _ranks_on_gpus(engine_args: Any, ranks: int) -> int:
@@ -52,35 +77,35 @@ def _device_ids(engine_args: Any) -> list[int | str] | None:
 
 
 def _memory_nodes(ranks: int) -> list[DeviceFacts]:
-    """The NUMA nodes that CPU workers are bound to, with the figures that each worker compares its request with."""
+    """The NUMA nodes that CPU workers are bound to, with the figures that each worker compares its request with, and
+    never more than the control groups and limits of this process leave."""
+    room = memory_room()
     try:
         resources: Any = importlib.import_module("vllm.utils.cpu_resource_utils")
         nodes = resources.get_visible_memory_node()
     except (ImportError, AttributeError):
-        return [host_memory(ranks)]  # before vLLM 0.18 the CPU worker looked at the whole host
+        return [host_memory(ranks)]  # before vLLM 0.20 the CPU worker looked at the whole host
     if not nodes:
         raise DeviceError(
             "CPU_VISIBLE_MEMORY_NODES", "it names no node that this process may use", "Unset or correct it"
         )
-    spread = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto" and not _has_container_limit(resources)
+    # A control group has one limit for all nodes together: all ranks share what each node shows.
+    spread = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto" and room is None
     per_node = -(-ranks // len(nodes)) if spread else ranks
-    return [_memory_node(resources, node, per_node) for node in nodes]
+    return [_memory_node(resources, node, per_node, room) for node in nodes]
 
 
-def _has_container_limit(resources: Any) -> bool:
-    """One limit for all nodes together: each node shows it, and all ranks share it."""
-    return getattr(resources, "get_cgroup_memory_limit", lambda: None)() is not None
-
-
-def _memory_node(resources: Any, node: int, ranks: int) -> DeviceFacts:
+def _memory_node(resources: Any, node: int, ranks: int, room: int | None) -> DeviceFacts:
     memory = resources.get_memory_node_info(node)
-    free, limit = int(memory.available_memory), data_limit()
+    limit = process_limit()
+    # vLLM knows no limit of a process, and of control groups only the one at the root.
+    bounds = [int(memory.available_memory), room, None if limit is None else limit * ranks]
     return DeviceFacts(
         kind="cpu",
         index=node,
         name=f"cpu node {node}",
         total_bytes=int(memory.total_memory),
-        free_bytes=free if limit is None else min(free, limit * ranks),  # vLLM doesn't know of the limit
+        free_bytes=min(bound for bound in bounds if bound is not None),
         ranks=ranks,
         size_is_fixed=False,
         cpu_features=cpu_features(),

@@ -57,9 +57,16 @@ CPU_COUNTED_TWICE_BYTES = 512 * MIB
 once more when it sizes the KV cache, so that this much stays free: 0.53 GiB in two starts of ``vllm serve`` with
 Qwen3-0.6B (vLLM 0.32.0, x86-64)."""
 
+UNIFIED_START_BYTES = round(2.75 * GIB)
+"""Integrated devices share the host's memory, and the processes count beside the context: vLLM 0.28 read 2.57 and
+2.74 GiB less than was available before (GB10, llamastash/llamastash#81)."""
+
 UNIFIED_HEADROOM_BYTES = GIB
-UNIFIED_HEADROOM_FRACTION = 0.05
-"""Integrated devices share the host's memory; a host that runs out loses a process, not an allocation."""
+UNIFIED_HEADROOM_FRACTION = 0.10
+"""A host that runs out there hangs until somebody cuts its power, and what vLLM and its libraries take beyond what was
+asked for comes from the same memory: on GB10 with 119 to 122 GiB, 0.70 and 0.80 have hung it (vllm-project/vllm#46307,
+NVIDIA/dgx-spark-playbooks#97), 0.85 to 0.87 is what its users settle on. ``earlyoom`` kills below a tenth. The policy
+``safe`` keeps a fifth, below which vLLM (0.24 on, ``_UMA_PRESSURE_THRESHOLD``) gives its own caches back."""
 
 SAFE_FACTOR = 2
 """The policy ``safe`` doubles the headroom."""
@@ -115,16 +122,17 @@ NON_TORCH_ERROR = 0.4
 """95 of 100 published starts were within it (docs/accuracy.md)."""
 
 
-def startup_overhead(kind: Literal["cuda", "cpu"], ranks: int, processes: bool) -> int:
+def startup_overhead(kind: Literal["cuda", "cpu", "unified"], ranks: int, processes: bool) -> int:
     """Bytes per device that a start takes before vLLM's check, when no start has been measured yet.
 
     Args:
-        kind: the backend.
+        kind: the backend; ``unified`` is CUDA on an integrated device.
         ranks: worker processes that share the device (CPU) or talk to each other (CUDA).
         processes: whether engine core and workers are processes of their own.
     """
-    if kind == "cuda":
-        return CUDA_CONTEXT_BYTES + (CUDA_COMMUNICATION_BYTES if ranks > 1 else 0)
+    if kind != "cpu":
+        alone = CUDA_CONTEXT_BYTES if kind == "cuda" else UNIFIED_START_BYTES
+        return alone + (CUDA_COMMUNICATION_BYTES if ranks > 1 else 0)
     if not processes:
         return CPU_IN_PROCESS_BYTES
     return CPU_PROCESSES_BYTES * ranks
