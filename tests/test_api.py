@@ -152,3 +152,10 @@ def test_a_script_and_a_server_have_different_batches(model: str) -> None:
 def test_a_figure_that_nobody_measured_is_said_to_be_so(model: str) -> None:
     assert any("not measured" in warning for warning in answered(model, gpu="RTX 4070").plan.warnings)
     assert not any("not measured" in warning for warning in answered(model, gpu="RTX 4090").plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "uncalibrated"), [("mi300x", True), ("arc b580", True), ("gb10", True), ("gh200 480gb", False)]
+)
+def test_a_device_that_the_estimate_was_not_fitted_to_is_said_to_be(model: str, gpu: str, uncalibrated: bool) -> None:
+    assert any("not calibrated" in warning for warning in answered(model, gpu=gpu).plan.warnings) == uncalibrated

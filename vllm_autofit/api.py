@@ -23,7 +23,7 @@ from vllm_autofit.facts.config import load_config
 from vllm_autofit.facts.devices import host_memory, nvidia_devices
 from vllm_autofit.facts.knobs import without_memory
 from vllm_autofit.facts.model import identify
-from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request
+from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request, speculation
 from vllm_autofit.facts.serve_options import check_fields, known_options
 from vllm_autofit.planning.defaults import LARGER_SHARE_SINCE, LAUNCHES, NEWEST, OLDEST, Usage, Version, parsed_version
 from vllm_autofit.planning.planner import make_plan
@@ -192,12 +192,8 @@ def _defaults(version: Version) -> dict[str, FieldValue]:
 def _merged(options: Mapping[str, object]) -> dict[str, object]:
     """With the short forms of speculative decoding's options put where ``EngineArgs`` puts them."""
     merged = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    parts = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
-    extra = {key: merged[name] for name, key in parts.items() if name in merged}
-    whole = merged.get("speculative_config", {})
-    if extra and isinstance(whole, Mapping):
-        merged["speculative_config"] = {**whole, **extra}
-    return merged
+    whole = speculation(merged)
+    return merged if whole is None else {**merged, "speculative_config": whole}
 
 
 def _request(
@@ -300,6 +296,8 @@ def _described(question: Question, arguments: Any, ranks: int) -> tuple[list[Dev
     if question.gpu is not None:
         known = find_device(question.gpu)
         name, capability, shares_host = known.name, known.compute_capability, known.shares_host
+        if known.uncalibrated:
+            notes.append(known.uncalibrated)
         if total is None:
             total, source = known.total_bytes, f"catalogue: {known.source}"
             if known.derived:

@@ -33,7 +33,9 @@ class Request:
     local_ranks: int = 1
     """Worker processes on this machine: tensor x pipeline x local data parallel."""
     spans_nodes: bool = False
-    """More than this machine takes part, so a value that must agree everywhere can't be chosen here."""
+    """More than what can be seen from here takes part."""
+    planned_in_parts: bool = False
+    """Other processes plan their part of it by themselves, so a value that must agree everywhere can't be chosen."""
     kv_cache_fixed_by: str | None = None
     """The setting that fixes the KV cache size, if any (``kv_cache_memory_bytes`` and its like)."""
     utilization_left_to_vllm: str | None = None
@@ -63,6 +65,10 @@ class DeviceFacts:
     """An integrated device: its memory is the host's, and the operating system needs some of it."""
     cpu_features: tuple[str, ...] = ()
     """Of a host: those flags of its processor that change vLLM's KV cache."""
+    uuid: str = field(default="", compare=False)
+    """Which device it is, as the driver names it; empty for a host, and where the driver doesn't say."""
+    claimed_bytes: int = 0
+    """Of what is free: what other engines of the same user have a claim on and haven't taken yet."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """The tightest device of another node, as its workers saw it: it can't be read from here."""
+
+    free_bytes: int
+    """When they compared vLLM's share with it: what a start takes before that was taken."""
+    total_bytes: int
+    ranks: int
+    """Workers that share it."""
+    record_id: str
+
+
+@dataclass(frozen=True)
 class Lessons:
     """What past starts taught. Bytes of one device, unless a rank's."""
 
@@ -126,6 +144,17 @@ class Lessons:
     """``consumed`` where the evidence is strong enough to do without vLLM's own measurement."""
     pinned: Mapping[str, FieldValue] = field(default_factory=dict)
     """Fields whose values the user pinned."""
+    elsewhere: Elsewhere | None = None
+    """Where workers of a start ran on other nodes."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of each device one engine may take."""
+
+    amount: float
+    """A fraction of the device, or bytes."""
+    is_fraction: bool
 
 
 @dataclass(frozen=True)
@@ -135,6 +164,8 @@ class Rules:
     policy: str = "balanced"
     min_context_tokens: int = 4096
     headroom_bytes: int | None = None
+    share: Share | None = None
+    """None: all that is free."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +203,16 @@ class Budget:
     kv_cache_bytes: int = 0
     graphs_beside_bytes: int = 0
     """CUDA graphs that this vLLM doesn't count into what it asks for: it is asked for less."""
+    claimed_bytes: int = 0
+    """Of what is free: what other engines are about to take."""
+    share_bytes: int | None = None
+    """What the user lets this engine take at most; None: all that is free."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """Of what is free, what this engine may take."""
+        unclaimed = max(0, self.free_bytes - self.claimed_bytes)
+        return unclaimed if self.share_bytes is None else min(unclaimed, self.share_bytes)
 
     @property
     def unavailable_bytes(self) -> int:

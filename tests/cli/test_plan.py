@@ -113,6 +113,16 @@ def test_a_policy_may_be_named(model: str, capsys: Captured) -> None:
     assert safe["budget"]["headroom"] > balanced["budget"]["headroom"]
 
 
+def test_a_share_may_be_named_and_counts_more_than_the_variable(
+    model: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_AUTOFIT_SHARE", "0.25")
+    quarter = plan_json(capsys, model, "--gpu", "h100")
+    half = plan_json(capsys, model, "--gpu", "h100", "--share", "0.5")
+    gained = half["budget"]["kv_cache"] - quarter["budget"]["kv_cache"]
+    assert gained == pytest.approx(quarter["budget"]["total"] / 4, rel=0.05)  # more sequences take more
+
+
 def test_the_version_decides_the_defaults(model: str, capsys: Captured) -> None:
     old = plan_json(capsys, model, "--gpu", "h100", "--vllm-version", "0.11.0")
     assert old["vllm_version"] == "0.11.0"
@@ -165,6 +175,7 @@ def test_warnings_of_formats_that_can_not_hold_them_go_to_stderr(model: str, cap
         ("--gpu h100 --gpu-count two", "--gpu-count: invalid int value: 'two'"),
         ("--gpu h100 --gpu-count 3000000", "3000000 is not within 1 to 4096"),
         ("--gpu h100 --format xml", "--format: invalid choice: 'xml'"),
+        ("--gpu h100 --share most", "--share: 'most' is not a fraction of the device such as 0.5, or a size"),
         ("--gpu h100 --policy fast", "--policy: invalid choice: 'fast'"),
         ("--gpu h100 --bogus", "--bogus: vLLM 0.32 has no such option. `vllm serve"),
         ("--gpu h100 --max-cudagraph-capture-size 99999999999", "99999999999 is not within 0 to 1048576"),

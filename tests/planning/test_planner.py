@@ -11,11 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import GIB, MIB, VLLM_DEFAULTS, cuda, host, request
+from tests.builders import GIB, MIB, VLLM_DEFAULTS, cuda, host, llama, request
 from vllm_autofit import FIELDS
 from vllm_autofit.planning.planner import SMALLEST_ASK_BYTES, make_plan
 from vllm_autofit.settings import POLICIES
-from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue, Lessons, Measured, Plan, Request, Rules
+from vllm_autofit.values import (
+    AUTO_CONTEXT,
+    DeviceFacts,
+    Elsewhere,
+    FieldValue,
+    Lessons,
+    Measured,
+    Plan,
+    Request,
+    Rules,
+)
 
 LARGEST_GIB = 2048
 """Beyond 2.5 TiB the smallest ask is below one step of utilisation; see the last test but one."""
@@ -61,6 +71,21 @@ def test_a_value_of_the_users_stands_and_the_plan_says_what_it_would_have_chosen
     assert "gpu_memory_utilization" not in plan.filled
 
 
+def test_what_the_user_pinned_is_filled_in_and_named_as_that() -> None:
+    lessons = Lessons(pinned={"max_num_seqs": 64, "gpu_memory_utilization": 0.5, "max_model_len": None})
+    plan = make_plan(request(), [cuda(80)], lessons, Rules())
+    assert plan.filled == {"max_num_seqs": 64, "gpu_memory_utilization": 0.5, "max_model_len": None}
+    assert all(plan.decision(name).why.startswith("pinned by you") for name in lessons.pinned)
+
+
+@pytest.mark.parametrize("value", [32, 64])
+def test_what_this_launch_sets_is_the_users_whatever_is_pinned(value: int) -> None:
+    plan = make_plan(request({"max_num_seqs": value}), [cuda(80)], Lessons(pinned={"max_num_seqs": 64}), Rules())
+    decision = plan.decision("max_num_seqs")
+    assert (decision.value, decision.source, decision.why) == (value, "user", "set by you")
+    assert "max_num_seqs" not in plan.filled
+
+
 def test_a_measured_overhead_replaces_the_estimate() -> None:
     plan = make_plan(request(), [cuda(80)], Lessons(Measured(GIB, "20261121T120000Z-1-aaaa")), Rules())
     assert plan.budget is not None
@@ -88,6 +113,19 @@ def test_where_vllm_must_choose_the_utilisation_nothing_is_filled_in_for_it() ->
     asked = dataclasses.replace(request(), utilization_left_to_vllm="because")
     decision = make_plan(asked, [cuda(80)], Lessons(), Rules()).decision("gpu_memory_utilization")
     assert (decision.source, decision.why) == ("vllm", "because")
+
+
+def test_a_headroom_of_the_users_stays_and_that_it_was_too_little_is_said() -> None:
+    ran_out = Lessons(least_headroom=Measured(4 * GIB, "20261121T120000Z-1-aaaa"))
+    plan = make_plan(request(), [cuda(80)], ran_out, Rules(headroom_bytes=2 * GIB))
+    assert plan.budget is not None
+    assert (plan.budget.headroom_bytes, plan.budget.headroom_source) == (2 * GIB, "user")
+    assert plan.warnings == (
+        "start 20261121T120000Z-1-aaaa ran out of memory with less than 4.00 GiB kept free; "
+        "VLLM_AUTOFIT_HEADROOM keeps 2.00 GiB, and yours counts",
+    )
+    enough = make_plan(request(), [cuda(80)], ran_out, Rules(headroom_bytes=4 * GIB))
+    assert enough.warnings == ()
 
 
 def test_a_headroom_of_the_users_replaces_ours() -> None:
@@ -185,10 +223,47 @@ def test_a_vllm_that_can_not_fit_the_context_keeps_its_own() -> None:
     assert (decision.value, decision.source) == (None, "vllm")
 
 
-def test_nodes_that_must_agree_on_the_context_keep_vllms() -> None:
-    plan = make_plan(request(spans_nodes=True), [cuda()], Lessons(), Rules())
+def test_a_device_of_another_node_decides_where_it_is_the_tightest() -> None:
+    here, asked = cuda(80), request(local_ranks=2, spans_nodes=True)
+    alone = make_plan(asked, [here], Lessons(), Rules()).budget
+    assert alone is not None
+
+    tight = Lessons(elsewhere=Elsewhere(20 * GIB, 40 * GIB, 1, "earlier"))
+    plan = make_plan(asked, [here], tight, Rules())
+    assert plan.budget is not None
+    assert plan.budget.total_bytes == 40 * GIB
+    share = plan.filled["gpu_memory_utilization"]
+    assert isinstance(share, float)
+    assert share * 40 * GIB <= 20 * GIB - plan.budget.headroom_bytes
+    assert "another node" in plan.decision("gpu_memory_utilization").why
+
+    roomy = Lessons(elsewhere=Elsewhere(79 * GIB, 80 * GIB, 1, "earlier"))
+    assert make_plan(asked, [here], roomy, Rules()).budget == alone
+
+
+def test_a_node_that_plans_for_itself_is_not_planned_for() -> None:
+    tight = Lessons(elsewhere=Elsewhere(20 * GIB, 40 * GIB, 1, "earlier"))
+    asked = request(spans_nodes=True, planned_in_parts=True)
+    assert (
+        make_plan(asked, [cuda(80)], tight, Rules()).budget == make_plan(asked, [cuda(80)], Lessons(), Rules()).budget
+    )
+
+
+def test_parts_that_must_agree_on_the_context_keep_vllms() -> None:
+    plan = make_plan(request(planned_in_parts=True), [cuda()], Lessons(), Rules())
     assert plan.filled.keys() == {"gpu_memory_utilization"}
-    assert "every node must agree" in plan.decision("max_model_len").why
+    assert "every part of this launch must agree" in plan.decision("max_model_len").why
+
+
+def test_parts_that_must_agree_concede_nothing_where_one_plan_for_all_would() -> None:
+    tight = cuda(80, free_gib=19)
+    together = make_plan(request(spans_nodes=True), [tight], Lessons(), Rules(), model=llama())
+    assert together.concessions
+    assert together.filled.keys() > {"gpu_memory_utilization", "max_model_len"}
+    apart = make_plan(request(planned_in_parts=True), [tight], Lessons(), Rules(), model=llama())
+    assert apart.filled.keys() == {"gpu_memory_utilization"}
+    assert apart.concessions == ()
+    assert apart.shortfall_bytes > 0
 
 
 def test_a_fixed_kv_cache_is_named_where_the_utilisation_no_longer_sizes_it() -> None:
@@ -334,10 +409,11 @@ def test_a_full_device_is_warned_of_once_and_freeing_what_the_warning_says_is_en
 ) -> None:
     device = machine[0]
     plan = make_plan(request(), [device], past, wishes)
+    warnings = [each for each in plan.warnings if "VLLM_AUTOFIT_HEADROOM keeps" not in each]
     if "gpu_memory_utilization" in plan.filled:
-        assert plan.warnings == ()
+        assert warnings == []
         return
-    (warning,) = plan.warnings
+    (warning,) = warnings
     named = re.search(r"At least (\d+\.\d\d) GiB more", warning)
     assert named is not None
     rounding = GIB // 200 + 1

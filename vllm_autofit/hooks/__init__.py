@@ -33,6 +33,7 @@ def _arm() -> None:
         retry,
         scheduler,
         seams,
+        sleeping,
         warm_start,
         worker,
         worker_failures,
@@ -40,7 +41,7 @@ def _arm() -> None:
 
     defaults.install()
     recording = (executor, engine_core, scheduler, engine_end, front_end, worker)
-    for module in (parser, config_file, engine_args, retry, *recording, warm_start):
+    for module in (parser, config_file, engine_args, retry, *recording, warm_start, sleeping):
         for seam in module.SEAMS:
             seams.install(seam)
     worker_failures.install()

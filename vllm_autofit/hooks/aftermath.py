@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_autofit.errors import NoAnswerError
 from vllm_autofit.experience.ending import still_runs
 from vllm_autofit.hooks import shared_memory
 from vllm_autofit.hooks.guard import logger
+from vllm_autofit.units import MIB
 
 PATIENCE_SECONDS = 30.0
 """For all of the waiting before another attempt. Processes that lost their engine core end once they notice."""
@@ -30,9 +32,11 @@ SIGNALS = ((10.0, signal.SIGTERM), (20.0, signal.SIGKILL))
 LAST_PATIENCE_SECONDS = 5.0
 LAST_SIGNALS = ((0.5, signal.SIGTERM), (3.0, signal.SIGKILL))
 """The same where no attempt follows, and the user waits for the end."""
+KILLED_SECONDS = 1.0
+"""For a process that was killed to be gone."""
 POLL_SECONDS = 0.1
 SETTLED_SECONDS = 0.5
-SETTLED_BYTES = 64 * 2**20
+SETTLED_BYTES = 64 * MIB
 """Free memory has come back when it grows by less than this in that time. A driver gives it back after the process."""
 SOCKET_SECONDS = 1.0
 """A younger socket may not listen yet."""
@@ -70,13 +74,14 @@ def wait(told: Told, free_bytes: Callable[[], int]) -> None:
         names = ", ".join(str(each["pid"]) for each in left)
         logger.warning("vllm-autofit: processes of the failed attempt still hold memory: %s.", names)
         return
-    before = free_bytes()
-    while time.monotonic() - began < PATIENCE_SECONDS:
-        _sleep(SETTLED_SECONDS)
-        now = free_bytes()
-        if now - before < SETTLED_BYTES:
-            return
-        before = now
+    with contextlib.suppress(NoAnswerError):  # who can't be asked what is free can't be waited for
+        before = free_bytes()
+        while time.monotonic() - began < PATIENCE_SECONDS:
+            sleep(SETTLED_SECONDS)
+            now = free_bytes()
+            if now - before < SETTLED_BYTES:
+                return
+            before = now
 
 
 def end(told: Told) -> None:
@@ -86,6 +91,16 @@ def end(told: Told) -> None:
         asyncio.CancelledError: Ctrl-C was pressed.
     """
     _wait_for_end(_processes(told), LAST_PATIENCE_SECONDS, LAST_SIGNALS)
+
+
+def abandon(told: Told, since: float) -> None:
+    """Ctrl-C was pressed while they were waited for: kill its processes, and remove what they left."""
+    processes = _processes(told)
+    _send(processes, signal.SIGKILL)
+    deadline = time.monotonic() + KILLED_SECONDS
+    while any(map(still_runs, processes)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    sweep(told, since)
 
 
 def sweep(told: Told, since: float) -> None:
@@ -119,11 +134,16 @@ def _wait_for_end(
             break
         if due and seconds > due[0][0]:
             number = due.pop(0)[1]
-            for each in processes:
-                with contextlib.suppress(OSError):
-                    os.kill(each["pid"], number)
-        _sleep(POLL_SECONDS)
+            _send(processes, number)
+        sleep(POLL_SECONDS)
     return processes
+
+
+def _send(processes: Sequence[Process], number: signal.Signals) -> None:
+    for each in processes:
+        with contextlib.suppress(OSError):
+            if still_runs(each):
+                os.kill(each["pid"], number)
 
 
 def is_interrupted() -> bool:
@@ -138,7 +158,7 @@ def is_interrupted() -> bool:
     return task is not None and getattr(task, "cancelling", int)() > 0
 
 
-def _sleep(seconds: float) -> None:
+def sleep(seconds: float) -> None:
     time.sleep(seconds)
     if is_interrupted():
         raise asyncio.CancelledError

@@ -17,14 +17,15 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_autofit import FIELDS
-from vllm_autofit.hooks import aftermath, platform
+from vllm_autofit.hooks import aftermath, lease, platform
 from vllm_autofit.hooks.channel import close_channel, heard, open_channel
+from vllm_autofit.hooks.deadline import of_devices, within
 from vllm_autofit.hooks.failures import described
-from vllm_autofit.hooks.guard import logger
+from vllm_autofit.hooks.guard import attempt, logger
 from vllm_autofit.hooks.lever import Lever, lever, missing_share, turned
 from vllm_autofit.hooks.origin import origin_of
 from vllm_autofit.hooks.runs import Run, more_telling, record_failed_here, run_of
-from vllm_autofit.hooks.saying import say
+from vllm_autofit.hooks.saying import end_with, say
 from vllm_autofit.render.failure import attempt_line, last_line
 from vllm_autofit.settings import read_settings
 
@@ -49,7 +50,7 @@ class Attempts:
         self._config = args[0] if args else kwargs["vllm_config"]
         self._run: Run = run_of(self._config) or {}
         self._origin = origin_of(self._run)
-        self._may_repeat = has_processes_of_its_own(wrapped, args, kwargs, self._config)
+        self._only_once = why_only_once(wrapped, args, kwargs, self._config)
         self._left = read_settings().retries
         self._made = 0
         self._since = time.time()
@@ -77,9 +78,14 @@ class Attempts:
         record_failed_here(self._run, failure)
         way = lever(failure, self._device_kind())
         taught = self._will_change(way)
-        if way is not None and self._may_repeat and self._left > 0 and self._origin is not None:
+        if way is not None and not self._only_once and self._left > 0 and self._origin is not None:
             aftermath.drop(self._instance, error)
-            aftermath.wait(told, self._free_bytes)
+            try:
+                aftermath.wait(told, self._free_bytes)
+            except BaseException:  # Ctrl-C, or a handler of SIGTERM: nobody else cleans up after this attempt
+                aftermath.abandon(told, self._since)
+                raise
+            attempt(lease.PURPOSE, lease.failed, self._run)
             config = self._origin.config()
             before, after = _values(self._run), _values(run_of(config))
             missing = missing_share(way, failure, self._kv_cache_is_fixed())
@@ -92,7 +98,8 @@ class Attempts:
         aftermath.end(told)
         aftermath.sweep(told, self._since)
         if failure["is_capacity"] or failure["message"] not in str(error):
-            _end_with(error, last_line(failure, attempts=self._made, taught=taught))
+            once = self._only_once if way is not None else ""
+            end_with(error, last_line(failure, attempts=self._made, taught=taught, only_once=once))
         return False
 
     def _will_change(self, way: Lever | None) -> bool:
@@ -118,6 +125,7 @@ class Attempts:
         vars(self._config).update(vars(config))
         self._run = run_of(self._config) or {}
         self._run["record"]["plan"]["after_failed"] = failed
+        attempt(lease.PURPOSE, lease.starting, self._run)
         say(self._run)
         self._left -= 1
 
@@ -131,24 +139,24 @@ class Attempts:
 
     def _free_bytes(self) -> int:
         assert self._origin is not None
-        return sum(device.free_bytes for device in platform.read_devices(self._origin.engine_args))
+        limit = of_devices(self._device_kind())
+        return sum(device.free_bytes for device in within(limit, platform.read_devices, self._origin.engine_args))
 
 
-def has_processes_of_its_own(
-    wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], config: Any
-) -> bool:
-    """Whether the engine runs in processes that nobody but this front end starts and waits for."""
+def why_only_once(wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], config: Any) -> str:
+    """Why an engine can't be made again; empty where it has processes that only this front end starts and waits for."""
     given = inspect.signature(getattr(wrapped, "wrapped", wrapped)).bind(*args, **kwargs)
     given.apply_defaults()
     parallel = config.parallel_config
-    alone = (
-        not given.arguments.get("client_addresses")
-        and given.arguments.get("client_count", 1) == 1
-        and parallel.data_parallel_size == 1
-        and getattr(parallel, "nnodes", 1) == 1
-        and parallel.distributed_executor_backend in (None, "mp", "uni")
-    )
-    return alone and bool(given.arguments.get("multiprocess_mode", True))
+    if parallel.data_parallel_size > 1:
+        return "data-parallel engines wait for each other"
+    if given.arguments.get("client_addresses") or given.arguments.get("client_count", 1) > 1:
+        return "several API servers wait for the engine"
+    if getattr(parallel, "nnodes", 1) > 1:
+        return "other nodes wait for the engine"
+    if parallel.distributed_executor_backend not in (None, "mp", "uni"):
+        return "its workers aren't this command's own processes"
+    return "" if given.arguments.get("multiprocess_mode", True) else "the engine lives in this process"
 
 
 def _values(run: Run | None) -> dict[str, Any] | None:
@@ -156,11 +164,3 @@ def _values(run: Run | None) -> dict[str, Any] | None:
     if run is None or run.get("refusal"):
         return None
     return {name: run["record"]["settings"][name]["value"] for name in FIELDS}
-
-
-def _end_with(error: Exception, line: str) -> None:
-    """Python prints a note below the traceback; before 3.11 the log has to do."""
-    if hasattr(error, "add_note"):
-        error.add_note(f"vllm-autofit: {line}")
-    else:
-        logger.error("vllm-autofit: %s", line)

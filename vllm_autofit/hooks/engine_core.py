@@ -10,10 +10,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vllm_autofit.hooks import serving, worker_report
+from vllm_autofit.hooks import lease, serving, worker_report
 from vllm_autofit.hooks.failures import note_failure
 from vllm_autofit.hooks.guard import attempt, logger
-from vllm_autofit.hooks.runs import Run, dp_rank_of, record_phase, record_success, run_of, seconds_since_start
+from vllm_autofit.hooks.runs import (
+    Run,
+    dp_rank_of,
+    record_phase,
+    record_success,
+    run_of,
+    seconds_since_start,
+    settings_in_force,
+)
 from vllm_autofit.hooks.seams import Seam
 
 
@@ -33,6 +41,7 @@ def initialize_kv_caches(
         attempt("recording why this start failed", note_failure, run, error)
         raise
     seconds = round(time.monotonic() - began, 2)
+    attempt(lease.PURPOSE, lease.up, run)
     attempt("recording this start", _report, run, instance, config, result, seconds)
     attempt("checking the context", _check_context, run, config)
     return result
@@ -48,10 +57,7 @@ def _report(run: Run, engine: Any, config: Any, result: Any, seconds: float) -> 
             "max_model_len": int(config.model_config.max_model_len),
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "quantization": config.model_config.quantization,
-            "kv_cache_dtype": str(config.cache_config.cache_dtype),
-            "max_num_seqs": int(config.scheduler_config.max_num_seqs),
-            "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
-            "enforce_eager": bool(config.model_config.enforce_eager),
+            **settings_in_force(config),
             "kv_cache": _kv_cache(config, result),
             "ranks": [report.figures for report in reports],
             "seconds": {"kv_cache_and_warm_up": seconds, "since_plan": seconds_since_start(run)},

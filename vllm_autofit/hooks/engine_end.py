@@ -1,4 +1,4 @@
-"""Seams where an engine ends: ``EngineCore.shutdown``, the busy loops, and a step of an engine in the user's process.
+"""Seams where an engine ends: ``EngineCore.shutdown``, the busy loops, and what a user's ``LLM`` has of each step.
 
 An engine that is merely collected, or whose interpreter ends, is seen by ``serving`` itself.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_autofit.hooks import lease
 from vllm_autofit.hooks.guard import attempt
+from vllm_autofit.hooks.runs import NOTED, run_of
+from vllm_autofit.hooks.saying import end_with
 from vllm_autofit.hooks.seams import Seam
 from vllm_autofit.hooks.serving import end
 
@@ -18,6 +21,7 @@ PURPOSE = "recording how this engine ended"
 def shutdown(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A clean end, noted first: vLLM's front end doesn't wait long for an engine that is slow to shut down."""
     attempt(PURPOSE, end, instance)
+    attempt(lease.PURPOSE, lease.ended, run_of(getattr(instance, "vllm_config", None)) or {})
     return wrapped(*args, **kwargs)
 
 
@@ -37,7 +41,29 @@ def get_output(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...]
         return wrapped(*args, **kwargs)
     except Exception as error:
         attempt(PURPOSE, end, instance.engine_core, error)
+        attempt(PURPOSE, _say_why, instance.engine_core.vllm_config, error)
         raise
+
+
+def get_output_of_process(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The same of an engine in a process of its own, that may be gone."""
+    try:
+        return wrapped(*args, **kwargs)
+    except Exception as error:
+        attempt(PURPOSE, _say_why, instance.vllm_config, error)
+        raise
+
+
+def _say_why(config: Any, error: Exception) -> None:
+    from vllm_autofit.hooks.death import last_words  # late: every process loads this module, few engines die
+
+    run = run_of(config)
+    line = None if run is None else last_words(run)
+    if run is not None and line is not None:
+        run[NOTED] = True
+        end_with(error, line)
 
 
 SEAMS = (
@@ -45,4 +71,5 @@ SEAMS = (
     Seam("vllm.v1.engine.core", "EngineCoreProc.run_busy_loop", (), run_busy_loop, PURPOSE, optional=True),
     Seam("vllm.v1.engine.core", "DPEngineCoreProc.run_busy_loop", (), run_busy_loop, PURPOSE, optional=True),
     Seam("vllm.v1.engine.core_client", "InprocClient.get_output", (), get_output, PURPOSE, optional=True),
+    Seam("vllm.v1.engine.core_client", "SyncMPClient.get_output", (), get_output_of_process, PURPOSE, optional=True),
 )

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_autofit.hooks import lease
 from vllm_autofit.hooks.guard import attempt
 from vllm_autofit.hooks.refusal import refuse
 from vllm_autofit.hooks.runs import run_of
 from vllm_autofit.hooks.seams import Seam
+from vllm_autofit.hooks.sigterm import ends_as_ctrl_c_does
 
 PURPOSE = "trying again"
 
@@ -23,7 +25,17 @@ def start(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwa
     run = run_of(config)
     if run is None or run["record"]["plan"]["mode"] == "observe":
         return wrapped(*args, **kwargs)
-    refuse(run)
+    try:
+        refuse(run)
+        attempt(lease.PURPOSE, lease.starting, run)
+        with ends_as_ctrl_c_does():
+            return _start(wrapped, instance, args, kwargs)
+    except BaseException:
+        attempt(lease.PURPOSE, lease.give_back, run_of(config) or run)
+        raise
+
+
+def _start(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # Imported here: every process of vLLM's loads this module, front ends start engines.
     from vllm_autofit.hooks.attempts import Attempts
 

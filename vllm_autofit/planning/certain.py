@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from vllm_autofit.planning.defaults import Version
+from vllm_autofit.planning.defaults import CPU_BY_SHARE_SINCE, Version
 from vllm_autofit.units import GIB, MIB
 from vllm_autofit.values import AUTO_CONTEXT, Budget, DeviceFacts, Plan, Request, Rules
 
@@ -26,9 +26,6 @@ FIXED = ("kv_cache_memory_bytes", "num_gpu_blocks_override")
 
 RULES_OF: Version = (0, 32)
 """The version whose refusals were read (``planning/refusals.py``). Of others, what they say is only a warning."""
-
-CPU_CHECKS_SINCE: Version = (0, 18)
-"""From here on the CPU worker compares its share with what is available (``v1/worker/cpu_worker.py``)."""
 
 
 def certain_failures(
@@ -60,10 +57,10 @@ def _check_at_start(plan: Plan, request: Request, devices: Sequence[DeviceFacts]
     if not short or not (known or len(short) == len(devices)):
         return
     worst = min(short, key=lambda each: each.free_bytes / each.total_bytes)
-    fits = decision.suggested or math.floor(100 * worst.free_bytes / worst.total_bytes) / 100
+    fits = "" if decision.suggested is None else f": {decision.suggested} would work"
     yield (
         f"gpu_memory_utilization={share} asks for {share * worst.total_bytes / GIB:.2f} GiB of {worst.name}, and only "
-        f"{worst.free_bytes / GIB:.2f} of {worst.total_bytes / GIB:.2f} GiB are free: {fits} would work"
+        f"{worst.free_bytes / GIB:.2f} of {worst.total_bytes / GIB:.2f} GiB are free{fits}"
     )
 
 
@@ -71,7 +68,7 @@ def _looks(request: Request, device: DeviceFacts, version: Version) -> bool:
     if device.kind != "cpu":
         return True
     given = request.kv_cache_fixed_by in ("kv_cache_memory_bytes", "VLLM_CPU_KVCACHE_SPACE")
-    return version >= CPU_CHECKS_SINCE and not given
+    return version >= CPU_BY_SHARE_SINCE and not given
 
 
 def _no_room(plan: Plan, request: Request, rules: Rules) -> Iterator[str]:
@@ -90,14 +87,14 @@ def _no_room(plan: Plan, request: Request, rules: Rules) -> Iterator[str]:
     elif short > ERRORS * error + DOUBT * taken:
         yield (
             f"{short / GIB:.2f} GiB are missing on {budget.device}: it takes {taken / GIB:.2f} GiB before the first "
-            f"token, and {budget.asked_bytes * budget.ranks / GIB:.2f} of {budget.free_bytes / GIB:.2f} GiB that are "
-            "free can be asked for"
+            f"token, and {budget.asked_bytes * budget.ranks / GIB:.2f} of {budget.usable_bytes / GIB:.2f} GiB that "
+            f"{'it may take' if budget.usable_bytes < budget.free_bytes else 'are free'} can be asked for"
         )
 
 
 def _missed_at_check(budget: Budget) -> int:
     """What of a plan's shortfall is a share that isn't free: judged by ``_check_at_start``."""
-    free = max(0, budget.free_bytes - budget.startup_overhead_bytes) // budget.ranks
+    free = max(0, budget.usable_bytes - budget.startup_overhead_bytes) // budget.ranks
     return budget.ranks * max(0, budget.asked_bytes - free)
 
 

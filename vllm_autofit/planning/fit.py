@@ -31,6 +31,8 @@ class Room:
     """What is kept free already."""
     headroom_is_fixed: bool = False
     """The user set it."""
+    beyond_share_bytes: int = 0
+    """Free, and more than the user lets this engine take."""
     proven_sequences: int = 0
     """It was seen to suffice under load with so many sequences, whatever isn't profiled; 0: nothing was seen."""
 

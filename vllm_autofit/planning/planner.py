@@ -13,8 +13,9 @@ from vllm_autofit import FIELDS
 from vllm_autofit.memory.budget import asked_bytes, utilization
 from vllm_autofit.memory.overhead import headroom, startup_overhead
 from vllm_autofit.planning.defaults import CONTEXT_AUTOMATIC_SINCE, NEWEST, Usage, Version
+from vllm_autofit.planning.sharing import share_bytes
 from vllm_autofit.planning.weighing import Weighing, weigh_model
-from vllm_autofit.units import GIB
+from vllm_autofit.units import GIB, MIB
 from vllm_autofit.values import (
     AUTO_CONTEXT,
     Budget,
@@ -29,10 +30,10 @@ from vllm_autofit.values import (
     Source,
 )
 
-SMALLEST_ASK_BYTES = 256 * 2**20
+SMALLEST_ASK_BYTES = 256 * MIB
 """Below this no model starts; asking for it would only hide vLLM's own message about the memory that is missing."""
 
-LEAST_KEPT_BYTES = 64 * 2**20
+LEAST_KEPT_BYTES = 64 * MIB
 """Free beside what a proven start asked for: see ``_proven``."""
 
 MOST_TIMES = 3
@@ -70,7 +71,13 @@ def make_plan(
     warnings = _uncertain_devices(request, devices)
     if model is not None and model.facts is None:
         warnings += model.notes
-    request = _with_pins(request, lessons)
+    # What the user pinned counts as set by them; what they set in this launch counts more.
+    pins = {name: value for name, value in lessons.pinned.items() if name not in request.set_by_user}
+    request = replace(request, values={**request.values, **pins}, set_by_user=request.set_by_user | pins.keys())
+    warnings += _headroom_of_users(lessons, rules)
+    devices = [*devices, *_devices_elsewhere(request, devices, lessons, separate_processes)]
+    if "gpu_memory_utilization" in request.set_by_user:
+        rules = replace(rules, share=None)  # the closer word counts
     budgets = [_budget(device, lessons, rules, separate_processes, request.local_ranks) for device in devices]
     budget, weighing = _tightest(budgets), None
     ours = budget
@@ -97,7 +104,7 @@ def make_plan(
     for name in FIELDS:
         decisions.setdefault(name, _conceded(request, name, weighing) or _left_alone(request, name))
     plan = Plan(
-        decisions=tuple(_as_pinned(decisions[name], lessons) for name in FIELDS),
+        decisions=tuple(_as_pinned(decisions[name]) if name in pins else decisions[name] for name in FIELDS),
         budget=budget,
         warnings=tuple(warnings),
         record_id=_record_behind(budget, lessons, weighed=weighing is not None),
@@ -116,33 +123,15 @@ def make_plan(
     )
 
 
-def _with_pins(request: Request, lessons: Lessons) -> Request:
-    """What the user pinned counts as set by them; what they set in this launch counts more."""
-    pins = {name: value for name, value in lessons.pinned.items() if name not in request.set_by_user}
-    return replace(request, values={**request.values, **pins}, set_by_user=request.set_by_user | pins.keys())
-
-
-def _as_pinned(decision: Decision, lessons: Lessons) -> Decision:
+def _as_pinned(decision: Decision) -> Decision:
     """Filled in, since this launch doesn't set it, and named as what it is."""
-    pinned = decision.source == "user" and lessons.pinned.get(decision.field, None) == decision.value
-    if not pinned or decision.field not in lessons.pinned:
-        return decision
     return replace(decision, source="record", why="pinned by you for this start (vllm-autofit history unpin)")
 
 
 def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_processes: bool, local_ranks: int) -> Budget:
-    overhead_source: Source = "estimate"
-    talking = local_ranks if device.kind == "cuda" else device.ranks
-    overhead = startup_overhead(device.kind, talking, separate_processes)
-    if lessons.startup_overhead is not None:
-        overhead_source = lessons.startup_overhead.source
-        overhead = _believable(lessons.startup_overhead.bytes, overhead)
+    overhead, overhead_source = _overhead(device, lessons, separate_processes, local_ranks)
     spare, spare_source = _headroom(device, lessons, rules)
-    asked = asked_bytes(device.free_bytes, overhead, spare, device.ranks)
-    proven = 0 if spare_source == "user" else _proven(device, overhead, lessons, rules)
-    if proven > asked and proven >= SMALLEST_ASK_BYTES:
-        asked, spare = proven, device.free_bytes - overhead - proven * device.ranks
-    return Budget(
+    budget = Budget(
         device=device.name,
         total_bytes=device.total_bytes,
         free_bytes=device.free_bytes,
@@ -150,26 +139,70 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
         startup_overhead_source=overhead_source,
         headroom_bytes=spare,
         headroom_source=spare_source,
-        asked_bytes=asked,
+        asked_bytes=0,
         ranks=device.ranks,
+        claimed_bytes=device.claimed_bytes,
+        share_bytes=share_bytes(rules.share, device.total_bytes),
     )
+    asked = asked_bytes(budget.usable_bytes, overhead, spare, device.ranks)
+    proven = 0 if spare_source == "user" or device.shares_host else _proven(budget, lessons, rules)
+    if proven > asked and proven >= SMALLEST_ASK_BYTES:
+        asked, spare = proven, budget.usable_bytes - overhead - proven * device.ranks
+    return replace(budget, asked_bytes=asked, headroom_bytes=spare)
+
+
+def _overhead(device: DeviceFacts, lessons: Lessons, separate_processes: bool, local_ranks: int) -> tuple[int, Source]:
+    """What a start takes of a device before vLLM's check."""
+    talking = local_ranks if device.kind == "cuda" else device.ranks
+    estimate = startup_overhead("unified" if device.shares_host else device.kind, talking, separate_processes)
+    if lessons.startup_overhead is None:
+        return estimate, "estimate"
+    return _believable(lessons.startup_overhead.bytes, estimate), lessons.startup_overhead.source
+
+
+def _devices_elsewhere(
+    request: Request, devices: Sequence[DeviceFacts], lessons: Lessons, separate_processes: bool
+) -> list[DeviceFacts]:
+    """The tightest device of other nodes, where this plan counts there too, as it was before the last start."""
+    seen = lessons.elsewhere
+    if seen is None or not devices or request.planned_in_parts:
+        return []
+    alike = replace(devices[0], ranks=seen.ranks)
+    overhead, _source = _overhead(alike, lessons, separate_processes, request.local_ranks)
+    free = min(seen.free_bytes + overhead, seen.total_bytes)
+    name = "a device of another node, as last seen"
+    return [replace(alike, name=name, total_bytes=seen.total_bytes, free_bytes=free, claimed_bytes=0)]
 
 
 def _headroom(device: DeviceFacts, lessons: Lessons, rules: Rules) -> tuple[int, Source]:
-    """The user's; else what load has shown to be enough, and never less than what has shown not to be."""
+    """The user's; else what load has shown to be enough, and never less than what has shown not to be.
+
+    Where the operating system lives on the same memory, one start that went well is no reason to leave it less.
+    """
     if rules.headroom_bytes is not None:
         return rules.headroom_bytes, "user"
     estimate = headroom("unified" if device.shares_host else device.kind, device.total_bytes, rules.policy)
     spare = estimate
     source: Source = "estimate"
-    if lessons.headroom is not None and rules.policy != "safe":
+    if lessons.headroom is not None and rules.policy != "safe" and not device.shares_host:
         spare, source = min(lessons.headroom.bytes, estimate * MOST_TIMES), "record"
     if lessons.least_headroom is not None and lessons.least_headroom.bytes > spare:
         spare, source = min(lessons.least_headroom.bytes, device.total_bytes // 2), "record"
     return spare, source
 
 
-def _proven(device: DeviceFacts, overhead: int, lessons: Lessons, rules: Rules) -> int:
+def _headroom_of_users(lessons: Lessons, rules: Rules) -> list[str]:
+    """Theirs stays as it is; that a start ran out with as little is said."""
+    least = lessons.least_headroom
+    if rules.headroom_bytes is None or least is None or least.bytes <= rules.headroom_bytes:
+        return []
+    return [
+        f"start {least.record_id} ran out of memory with less than {least.bytes / GIB:.2f} GiB kept free; "
+        f"VLLM_AUTOFIT_HEADROOM keeps {rules.headroom_bytes / GIB:.2f} GiB, and yours counts"
+    ]
+
+
+def _proven(budget: Budget, lessons: Lessons, rules: Rules) -> int:
     """What each rank may ask because a start that asked it survived load; 0 where that isn't free now.
 
     It may use up most of the headroom, which is there for the free memory that moves between two starts: the KV cache
@@ -178,9 +211,8 @@ def _proven(device: DeviceFacts, overhead: int, lessons: Lessons, rules: Rules) 
     if lessons.proven_asked is None or rules.policy == "safe":
         return 0
     least = LEAST_KEPT_BYTES if lessons.least_headroom is None else lessons.least_headroom.bytes
-    return min(
-        lessons.proven_asked.bytes // device.ranks, asked_bytes(device.free_bytes, overhead, least, device.ranks)
-    )
+    room = asked_bytes(budget.usable_bytes, budget.startup_overhead_bytes, least, budget.ranks)
+    return min(lessons.proven_asked.bytes // budget.ranks, room)
 
 
 def _record_behind(budget: Budget | None, lessons: Lessons, *, weighed: bool) -> str | None:
@@ -225,7 +257,7 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
     if budget is not None:
         source = _source_of(budget)
         why = (
-            f"{budget.free_bytes / GIB:.2f} of {budget.total_bytes / GIB:.2f} GiB free on {budget.device}, "
+            f"{_usable(budget)}, "
             f"less {budget.startup_overhead_bytes / GIB:.2f} for start-up ({budget.startup_overhead_source}) "
             f"and {budget.headroom_bytes / GIB:.2f} headroom"
             + (" (record)" if budget.headroom_source == "record" else "")
@@ -240,8 +272,8 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
         if suggested is None and name not in request.set_by_user:
             missing = SMALLEST_ASK_BYTES * budget.ranks + budget.startup_overhead_bytes + budget.headroom_bytes
             warnings.append(
-                f"nothing fits: {why}. At least {max(0, missing - budget.free_bytes) / GIB:.2f} GiB more must be "
-                "free: close what holds it, or lower VLLM_AUTOFIT_HEADROOM"
+                f"nothing fits: {why}. At least {max(0, missing - budget.usable_bytes) / GIB:.2f} GiB more must be "
+                f"free: {_way_out(budget)}"
             )
     if name in request.set_by_user:
         return Decision(name, request.values[name], "user", "set by you", suggested)
@@ -250,6 +282,24 @@ def _utilization(request: Request, budget: Budget | None, warnings: list[str]) -
     if suggested is None or request.utilization_left_to_vllm is not None:
         return Decision(name, request.values[name], "vllm", request.utilization_left_to_vllm or why, suggested)
     return Decision(name, suggested, source, why, suggested)
+
+
+def _usable(budget: Budget) -> str:
+    """What may be taken of the device, and what bounds it."""
+    free = f"{budget.free_bytes / GIB:.2f} of {budget.total_bytes / GIB:.2f} GiB free on {budget.device}"
+    if budget.claimed_bytes:
+        free += f", {budget.claimed_bytes / GIB:.2f} of them claimed by engines beside this one"
+    if budget.share_bytes is not None:
+        free += f", {budget.share_bytes / GIB:.2f} at most by VLLM_AUTOFIT_SHARE"
+    return free
+
+
+def _way_out(budget: Budget) -> str:
+    if budget.share_bytes is not None and budget.usable_bytes == budget.share_bytes:
+        return "raise VLLM_AUTOFIT_SHARE"
+    if budget.claimed_bytes:
+        return "give each engine a part with VLLM_AUTOFIT_SHARE, or close what holds it"
+    return "close what holds it, or lower VLLM_AUTOFIT_HEADROOM"
 
 
 def _source_of(budget: Budget) -> Source:
@@ -261,8 +311,8 @@ def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing
     name = "max_model_len"
     if name in request.set_by_user:
         return Decision(name, request.values[name], "user", "set by you")
-    if request.spans_nodes:
-        return _left_alone(request, name, "every node must agree on it, and each would fit its own")
+    if request.planned_in_parts:
+        return _left_alone(request, name, "every part of this launch must agree on it, and each would fit its own")
     bounded = weighing is not None and weighing.context_is_bounded
     if weighing is not None and (bounded or (not automatic and weighing.context_is_conceded)):
         return Decision(name, weighing.context, "estimate", weighing.context_why, weighing.context)

@@ -95,6 +95,7 @@ def _smaller(change: str, flag: str | None, gained: int, fit: Fit, wish: Wish) -
 def _another_share(fit: Fit, wish: Wish, room: Room) -> Iterator[_Remedy]:
     """What another utilisation, or another headroom, than the user's would give."""
     if not room.share_is_fixed:
+        yield _freed("let it take more than VLLM_AUTOFIT_SHARE does", None, room.beyond_share_bytes, fit, wish)
         if room.headroom_is_fixed and room.headroom_bytes > LEAST_SPARE_BYTES:
             change = "keep less free than VLLM_AUTOFIT_HEADROOM asks for"
             yield _freed(change, None, room.headroom_bytes - LEAST_SPARE_BYTES, fit, wish)
@@ -143,6 +144,8 @@ def _others_memory(fit: Fit, wish: Wish, device: DeviceFacts) -> Iterator[_Remed
     held = device.total_bytes - device.free_bytes
     if held > 256 * MIB:
         change = f"close what holds {held / GIB:.2f} GiB of {device.name}"
+        if device.claimed_bytes:
+            change += ", or give each engine on it a part with VLLM_AUTOFIT_SHARE"
         yield _freed(change, None, held // device.ranks, fit, wish)
 
 

@@ -45,7 +45,8 @@ STEP_FIELDS: Mapping[Step, str] = {
 }
 
 NEARLY = 0.8
-"""The last start's number of sequences, or its context, is kept while it is no further from what fits now."""
+"""The last start's number of sequences is kept while neither it nor what fits now is less than this share of the
+other."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def weigh_model(
 
 def _room(request: Request, budget: Budget, lessons: Lessons) -> Room:
     name = "gpu_memory_utilization"
-    free = max(0, budget.free_bytes - budget.startup_overhead_bytes) // budget.ranks
+    free = max(0, budget.usable_bytes - budget.startup_overhead_bytes) // budget.ranks
     share = request.values.get(name)
     fixed = name in request.set_by_user or request.utilization_left_to_vllm is not None
     if fixed and isinstance(share, int | float):
@@ -159,6 +160,7 @@ def _room(request: Request, budget: Budget, lessons: Lessons) -> Room:
         share_is_fixed=fixed,
         headroom_bytes=budget.headroom_bytes // budget.ranks,
         headroom_is_fixed=budget.headroom_source == "user",
+        beyond_share_bytes=max(0, budget.free_bytes - budget.claimed_bytes - budget.usable_bytes) // budget.ranks,
         proven_sequences=_proven_sequences(budget, lessons),
     )
 
@@ -174,10 +176,12 @@ def _wish(request: Request, facts: ModelFacts, start: Deployment, rules: Rules) 
     left_open = {step for step, field in STEP_FIELDS.items() if field not in request.set_by_user}
     if not own_context:
         left_open.add("context")
+    if request.planned_in_parts:
+        left_open.clear()
     context = start.max_model_len
     return Wish(
         context=context,
-        least_context=context if own_context else min(context, rules.min_context_tokens),
+        least_context=min(context, rules.min_context_tokens) if "context" in left_open else context,
         open=frozenset(left_open),
         fp8=fp8_kv_cache(facts, start),
     )
