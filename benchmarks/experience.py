@@ -16,10 +16,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.page import measured_on, write_block
 from dev.architectures import recipes
@@ -72,12 +73,29 @@ def main() -> int:
 
 
 def make_model(folder: Path) -> Path:
-    """A published config of 0.6 billion weights with a tokenizer that any text can be sent to."""
-    folder.mkdir()
-    config = recipes()[MODEL].published
-    tokenizer = byte_tokenizer(int(config["vocab_size"]))
+    """A published config of 0.6 billion weights."""
+    return write_model(folder, recipes()[MODEL].published)
+
+
+def write_model(
+    folder: Path, config: Mapping[str, Any], tokens: dict[str, str] | None = None, chat_template: str = ""
+) -> Path:
+    """A folder with a config and a tokenizer that any text can be sent to, for ``--load-format dummy``.
+
+    Args:
+        folder: where.
+        config: as published; the numbers of special tokens become the tokenizer's.
+        tokens: special ones by role (``image_token``).
+        chat_template: for chats.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = byte_tokenizer(int(config["vocab_size"]), tokens)
+    if chat_template:
+        tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": tokenizer.eos_token_id}))
+    numbers = {f"{role}_id": tokenizer.convert_tokens_to_ids(token) for role, token in (tokens or {}).items()}
+    document = {**config, **numbers, "eos_token_id": tokenizer.eos_token_id}
+    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 
@@ -191,13 +209,13 @@ def _try(command: Sequence[str], place: Path, environ: Mapping[str, str], share:
     return tokens
 
 
-def settle() -> None:
-    """Wait until the memory of processes that ended has come back."""
-    before, since = available_and_total()[0], time.monotonic()
+def settle(read: Callable[[], tuple[int, int]] = available_and_total) -> None:
+    """Wait until the memory of processes that ended has come back; ``read`` gives bytes available and in total."""
+    before, since = read()[0], time.monotonic()
     deadline = since + 60
     while time.monotonic() - since < QUIET_SECONDS and time.monotonic() < deadline:
         time.sleep(0.25)
-        now = available_and_total()[0]
+        now = read()[0]
         if abs(now - before) > QUIET_BYTES:
             before, since = now, time.monotonic()
 

@@ -88,6 +88,16 @@ class Server:
         )
         return blocks * size
 
+    def metric(self, name: str) -> float:
+        """What ``/metrics`` has under ``name``, over all labels; 0 where it has nothing.
+
+        Raises OSError if nobody answers.
+        """
+        with self._open("/metrics") as answer:
+            text = answer.read().decode()
+        lines = (line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
     def text(self) -> str:
         """Everything printed so far."""
         return self.log.read_text(errors="replace")
