@@ -70,7 +70,7 @@ def _install_packages(folder: Path) -> None:
         subprocess.run([*install, "--index-url", TORCH_CPU_INDEX, TORCH], check=True)
     subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
     with tempfile.TemporaryDirectory() as place:
-        subprocess.run([*install, "--no-index", str(_vllm_metadata(Path(place)))], check=True)
+        subprocess.run([*install, "--no-index", str(vllm_metadata(Path(place), VLLM_VERSION))], check=True)
 
 
 def _install_project(folder: Path) -> None:
@@ -88,12 +88,12 @@ def _digest(*files: Path) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _vllm_metadata(place: Path) -> Path:
+def vllm_metadata(place: Path, version: str) -> Path:
     """A wheel named ``vllm`` with nothing in it but its version."""
-    wheel = place / f"vllm-{VLLM_VERSION}-py3-none-any.whl"
-    info = f"vllm-{VLLM_VERSION}.dist-info"
+    wheel = place / f"vllm-{version}-py3-none-any.whl"
+    info = f"vllm-{version}.dist-info"
     files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: dev\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])

@@ -7,6 +7,7 @@ import contextlib
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,13 +23,21 @@ from dev.server import Server, free_port, vllm_command
 
 START_SECONDS = 280
 POLL_SECONDS = 0.02
+LEFT_SECONDS = 5.0
+"""For processes that end because another one did."""
 
 ENGINE_STARTS = "Initializing a V1 LLM engine"
 WEIGHTS = "Starting to load model"
 LOADED = "oading weights took"
-PROFILE = "KV cache layout"
+PROFILE = "Warming up model for the compilation"
 KV_CACHE = "KV cache size: "
 """What vLLM 0.32 says when an engine comes up, and what it does next."""
+
+WARMS_UP: Mapping[str, str] = {"VLLM_CPU_CI_ENV": "0"}
+"""So that a CPU worker really profiles: otherwise the tests spare themselves that."""
+
+UP = ("Application startup complete", "TOKENS 4")
+"""What a start says that nothing ended."""
 
 OURS = "vllm-autofit"
 """What each line of ours holds."""
@@ -64,6 +73,7 @@ class Provocation:
         trouble: what happens on the way.
         limit_gib: ``RLIMIT_DATA`` of all its processes; 0: none.
         curable: whether settings that nobody set can cure it.
+        environ: variables of its own.
     """
 
     name: str
@@ -71,6 +81,26 @@ class Provocation:
     options: Mapping[str, object] = field(default_factory=dict)
     trouble: Trouble | None = None
     limit_gib: float = 0.0
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """What came of a start that was told to end.
+
+    Attributes:
+        status: its exit status, as ``subprocess`` has it; None: it didn't end by itself.
+        seconds: until it ended.
+        left: command lines of processes that it left, and files in /dev/shm.
+        port_is_free: whether the port that it was told can be had.
+        log: what it printed.
+    """
+
+    status: int | None
+    seconds: float
+    left: tuple[str, ...]
+    port_is_free: bool
+    log: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +136,7 @@ def provoke(provocation: Provocation, kind: str, model: Path, folder: Path, envi
         kib = round(provocation.limit_gib * 2**20)
         command = ["bash", "-c", f'ulimit -d {kib} && exec "$@"', "bash", *command]
     began = time.monotonic()
-    server = Server(command, port, folder / f"{kind}.log", environ)
+    server = Server(command, port, folder / f"{kind}.log", {**environ, **provocation.environ})
     planned: list[float] = []
     with (
         watching(lambda: bool(server.lines(OURS)), lambda: planned.append(time.monotonic() - began)),
@@ -121,6 +151,81 @@ def provoke(provocation: Provocation, kind: str, model: Path, folder: Path, envi
     return Outcome(served, 1 + text.count("Trying again with"), seconds, text, planned[0] if planned else None)
 
 
+def interrupt(
+    provocation: Provocation,
+    kind: str,
+    model: Path,
+    folder: Path,
+    environ: Mapping[str, str],
+    when: str,
+    number: signal.Signals,
+) -> Interrupted:
+    """One start that is sent a signal once its log says ``when``.
+
+    SIGINT to all of its processes, as a terminal does; any other to the first, as a supervisor does.
+    """
+    before = _shared_memory()
+    command, port = _command(provocation, kind, model, folder)
+    server = Server(command, port, folder / f"{kind}.log", environ)
+    began = [time.monotonic()]
+
+    def strike() -> None:
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(server.process.pid, number)
+        began[0] = time.monotonic()
+
+    with _trouble(provocation.trouble, server), watching(lambda: bool(server.lines(when)), strike):
+        deadline = time.monotonic() + START_SECONDS
+        while server.process.poll() is None and time.monotonic() < deadline and not _is_up(server):
+            time.sleep(POLL_SECONDS)
+        status, seconds = server.process.poll(), time.monotonic() - began[0]
+        left = _left_of(server.process.pid)
+        server.stop()
+    files = sorted(_shared_memory() - before)
+    return Interrupted(status, seconds, (*left, *files), _is_free(port), server.text())
+
+
+def _is_up(server: Server) -> bool:
+    return any(server.lines(said) for said in UP)
+
+
+def _left_of(session: int) -> list[str]:
+    """What runs of a session once it had a moment to end."""
+    deadline = time.monotonic() + LEFT_SECONDS
+    while True:
+        left = [each for each in psutil.process_iter() if _session(each.pid) == session and _runs(each)]
+        if not left or time.monotonic() > deadline:
+            return [_title(each) for each in left]
+        time.sleep(POLL_SECONDS)
+
+
+def _session(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return 0
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        return listener.connect_ex(("127.0.0.1", port)) != 0
+
+
 def _command(provocation: Provocation, kind: str, model: Path, folder: Path) -> tuple[list[str], int]:
     port = free_port()
     if kind == "LLM":
@@ -129,8 +234,13 @@ def _command(provocation: Provocation, kind: str, model: Path, folder: Path) -> 
         arguments = {"model": str(model), **provocation.options}
         script.write_text(OFFLINE.format(arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items())))
         return [sys.executable, str(script)], port
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in provocation.options.items()]
+    flags = [_flag(name, value) for name, value in provocation.options.items()]
     return vllm_command("serve", str(model), *flags, "--host", "127.0.0.1", "--port", str(port)), port
+
+
+def _flag(name: str, value: object) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag}={value}"
 
 
 def _ends_well(server: Server) -> bool:
@@ -185,7 +295,6 @@ def taken(gib: float) -> mmap.mmap:
 
 def _kill(front_end: int, title: str) -> None:
     for process in psutil.Process(front_end).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(title):
-                os.kill(process.pid, signal.SIGKILL)
-                return
+        if _title(process).startswith(title):
+            os.kill(process.pid, signal.SIGKILL)
+            return

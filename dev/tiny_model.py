@@ -1,6 +1,6 @@
 """Makes small models with random weights from real ``transformers`` config classes, tokenizer included.
 
-    python -m dev.tiny_model FOLDER [--embedder]
+    python -m dev.tiny_model FOLDER [--embedder | --mixture]
 
 Nothing is fetched. The tokenizer has one token per byte, so any text can be sent, and some that only come back.
 """
@@ -42,6 +42,35 @@ def make_tiny_model(folder: Path, *, context_tokens: int = CONTEXT_TOKENS) -> Pa
     )
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     return _save(folder, model, tokenizer)
+
+
+def make_tiny_mixture(folder: Path) -> Path:
+    """A Qwen3 of which each layer has eight experts."""
+    if (folder / "complete").is_file():
+        return folder
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return _save(folder, Qwen3MoeForCausalLM(config).to(torch.bfloat16), tokenizer)
 
 
 def make_tiny_embedder(folder: Path) -> Path:
@@ -92,5 +121,5 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
 
 
 if __name__ == "__main__":
-    make = make_tiny_embedder if "--embedder" in sys.argv else make_tiny_model
-    print(make(Path(sys.argv[1])))
+    kinds = {"--embedder": make_tiny_embedder, "--mixture": make_tiny_mixture}
+    print(next((make for flag, make in kinds.items() if flag in sys.argv), make_tiny_model)(Path(sys.argv[1])))

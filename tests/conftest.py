@@ -46,6 +46,12 @@ def tiny_embedder() -> Path:
     return _made_elsewhere(CACHE / "tiny-embedder", "--embedder")
 
 
+@pytest.fixture(scope="session")
+def tiny_mixture() -> Path:
+    """A Qwen3 with eight experts in each layer."""
+    return _made_elsewhere(CACHE / "tiny-mixture", "--mixture")
+
+
 def _made_elsewhere(folder: Path, *flags: str) -> Path:
     """A model, made in a process of its own: torch's threads don't survive the forks that tests make of this one."""
     subprocess.run([sys.executable, "-m", "dev.tiny_model", str(folder), *flags], cwd=CACHE.parent, check=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dev.neighbour import GIB, available_and_total
-from dev.provocations import ENGINE_STARTS, PROFILE, WEIGHTS, Provocation, Trouble, provoke
+from dev.provocations import ENGINE_STARTS, PROFILE, WARMS_UP, WEIGHTS, Provocation, Trouble, provoke
+from tests.conftest import printed, run_forked
 from tests.e2e.conftest import our_lines, records, run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.e2e]
@@ -58,14 +62,95 @@ def test_a_share_that_is_not_free_is_refused_before_anything_is_loaded(
 def test_a_process_that_is_killed_is_named_as_the_cause(
     victim: str, when: str, phase: str, tiny_model: Path, serve_environ: dict[str, str], tmp_path: Path
 ) -> None:
-    killed = Provocation("killed", False, {"max_model_len": 2048}, Trouble(when, kill=victim))
+    curable = phase != "weight_load"
+    options = {"max_model_len": 2048, "enforce_eager": curable}
+    killed = Provocation("killed", curable, options, Trouble(when, kill=victim), environ=WARMS_UP)
     outcome = provoke(killed, "LLM", tiny_model, tmp_path, serve_environ)
-    assert not outcome.served
-    assert "killed from outside" in outcome.last_words
-    (record,) = records(serve_environ)
-    failure = record["outcome"]["failure"]
+    assert (outcome.served, outcome.attempts) == ((True, 2) if curable else (False, 1))
+    first = min(records(serve_environ), key=lambda record: record["run_id"])
+    failure = first["outcome"]["failure"]
     assert (failure["is_capacity"], failure["resource"], failure["phase"]) == (True, "host", phase)
+    assert "killed from outside" in (outcome.log if curable else outcome.last_words)
     assert not [line for line in our_lines(outcome.log) if "went on without" in line]
+
+
+WORKER = """
+import itertools, os
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+steps = itertools.count()
+
+class Worker(CPUWorker):
+    def execute_model(self, *arguments, **keywords):
+        if next(steps) >= int(os.environ.get("TEST_ANSWERED_STEPS", 10**9)):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes.")
+        return super().execute_model(*arguments, **keywords)
+"""
+"""One that runs out of memory after some steps: its warm-up, the first answer, and some of the second."""
+
+
+@pytest.mark.parametrize(
+    ("headroom", "processes"), [("", "0"), ("4GiB", "0"), pytest.param("", "1", marks=pytest.mark.full)]
+)
+def test_an_engine_that_runs_out_while_it_serves_says_so_and_the_next_start_keeps_more_free(
+    headroom: str,
+    processes: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    vllm_loaded: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", processes)
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    if headroom:
+        monkeypatch.setenv("VLLM_AUTOFIT_HEADROOM", headroom)
+
+    (tmp_path / "running_out.py").write_text(WORKER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def runs_out() -> str:
+        os.environ["TEST_ANSWERED_STEPS"] = "10"
+        llm = _small(tiny_model)
+        _generate(llm, tokens=2)
+        try:
+            _generate(llm, tokens=100)
+        except Exception as error:
+            return "".join(traceback.format_exception(error))
+        return "it answered"
+
+    said = run_forked(runs_out)
+    _, ours, words = said.rpartition("vllm-autofit: ")
+    assert ours, said
+    assert words.startswith("The engine died while it served, after 1 requests. ")
+    assert "3.00 GiB tried" in words
+    theirs = "VLLM_AUTOFIT_HEADROOM is yours and stays: set more of it."
+    assert words.strip().endswith(theirs if headroom else "The next start knows, and leaves more of it free.")
+
+    def starts_again() -> str:
+        _generate(_small(tiny_model), tokens=2)
+        return printed()
+
+    log = run_forked(starts_again)
+    first, second = (record["plan"]["budget"] for record in records(os.environ))
+    if headroom:
+        assert second["headroom_bytes"] == first["headroom_bytes"] == 4 * GIB
+        assert "VLLM_AUTOFIT_HEADROOM keeps 4.00 GiB, and yours counts" in log
+    else:
+        assert second["headroom_source"] == "record"
+        assert second["headroom_bytes"] > first["headroom_bytes"]
+
+
+def _small(model: Path) -> Any:
+    from vllm import LLM
+
+    return LLM(str(model), max_model_len=1024, enforce_eager=True, worker_cls="running_out.Worker")
+
+
+def _generate(llm: Any, tokens: int) -> None:
+    from vllm import SamplingParams
+
+    llm.generate(["Hello"], SamplingParams(max_tokens=tokens, ignore_eos=True), use_tqdm=False)
 
 
 LEAKED_STARTS = 20

@@ -199,8 +199,13 @@ def test_a_server_that_is_stopped_ended_cleanly_and_one_whose_engine_core_is_kil
         else:
             os.kill(records(serve_environ)[0]["outcome"]["pid"], signal.SIGKILL)
         server.process.wait(60)
-    assert not our_warnings(server.text())
     (record,) = records(serve_environ)
-    assert ending(record) == ("clean" if ends == "SIGTERM" else "killed")
+    if ends == "SIGTERM":
+        assert not our_warnings(server.text())
+        assert ending(record) == "clean"
+    else:
+        assert all("The engine died while it served, after 3 requests." in each for each in our_warnings(server.text()))
+        assert "vllm-autofit: The engine died" in server.text().rpartition("Finished server process")[2]
+        assert ending(record) == "out_of_memory"
     served = record["engines"][0]["serving"]
     assert (served["requests"], served["prompt_tokens"], served["generated_tokens"]) == (3, 15, 12)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders import record
 from vllm_autofit.errors import NewerRecordError, RecordError
-from vllm_autofit.experience.exchange import FORMAT
+from vllm_autofit.experience.exchange import FORMAT, checked
 from vllm_autofit.experience.record import Record
 from vllm_autofit.experience.store import RELATED_KEYS, RELATED_PER_KEY, Store
 from vllm_autofit.experience.tree import MEMBERS_READ
@@ -178,7 +178,7 @@ def test_a_second_machine_starts_with_what_the_first_knew(tmp_path: Path, team: 
     second_machine = Store(tmp_path / "second")
     put(second_machine, 2, plan={"by": "me"})
 
-    assert second_machine.merge(document) == (2, 1)
+    assert second_machine.merge(*checked(document, "export")) == (2, 0, 1)
     found = list(second_machine.records(KEY))
     assert seconds(found) == [3, 2, 1]
     assert [second_machine.origin(each) for each in found] == ["imported", "own", "imported"]
@@ -187,7 +187,7 @@ def test_a_second_machine_starts_with_what_the_first_knew(tmp_path: Path, team: 
     ]
     assert (second_machine.pinned(KEY) or {})["settings"] == {"max_num_seqs": 8}
     assert seconds(second_machine.related(GROUP)) == [3, 2]
-    assert second_machine.merge(document) == (0, 3)
+    assert second_machine.merge(*checked(document, "export")) == (0, 0, 3)
 
 
 def test_importing_does_not_replace_a_pin(tmp_path: Path, team: Store) -> None:
@@ -195,8 +195,36 @@ def test_importing_does_not_replace_a_pin(tmp_path: Path, team: Store) -> None:
     team.pin(KEY, {"max_num_seqs": 8})
     store = Store(tmp_path / "own")
     store.pin(KEY, {"max_num_seqs": 9})
-    store.merge(team.export(team.everything()))
+    store.merge(*checked(team.export(team.everything()), "export"))
     assert (store.pinned(KEY) or {})["settings"] == {"max_num_seqs": 9}
+
+
+def test_of_several_copies_of_a_start_the_one_that_served_longest_stays(tmp_path: Path) -> None:
+    short, long = (
+        record(run(1), engines=[{"serving": {"requests": 1, "seconds": seconds_served}}]) for seconds_served in (10, 20)
+    )
+    store = Store(tmp_path)
+    assert store.merge([short, long, short], []) == (1, 0, 2)
+    (found,) = store.records(KEY)
+    assert found == {**long, "imported": True}
+
+
+def test_what_a_newer_version_wrote_is_left_as_it_is_and_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = put(store, 1)
+    path.write_text(newer := json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    assert store.merge([record(run(1))], []) == (0, 0, 1)
+    assert path.read_text() == newer
+    assert len(store.skipped) == 1
+
+
+def test_a_damaged_record_is_set_aside_for_a_sound_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = put(store, 1)
+    path.write_text("{")
+    assert store.merge([record(run(1))], []) == (1, 0, 0)
+    assert [each["run_id"] for each in store.records(KEY)] == [run(1)]
+    assert path.with_suffix(".damaged").read_text() == "{"
 
 
 WRONG: dict[str, tuple[object, str]] = {
@@ -213,20 +241,16 @@ WRONG: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize(("document", "problem"), WRONG.values(), ids=WRONG.keys())
-def test_a_document_with_anything_wrong_adds_nothing_and_says_what_it_is(
-    tmp_path: Path, document: object, problem: str
-) -> None:
-    store = Store(tmp_path / "own")
+def test_a_document_with_anything_wrong_is_refused_whole(document: object, problem: str) -> None:
     with pytest.raises(RecordError, match=problem):
-        store.merge(document)
-    assert not store.folder.exists()
+        checked(document, "the document")
 
 
-def test_a_document_of_a_newer_version_is_told_from_a_wrong_one(tmp_path: Path) -> None:
+def test_a_document_of_a_newer_version_is_told_from_a_wrong_one() -> None:
     newer: list[Any] = [{FORMAT: 2}, {FORMAT: 1, "records": [{**record(), "schema": 99}]}]
     for document in newer:
         with pytest.raises(NewerRecordError):
-            Store(tmp_path).merge(document)
+            checked(document, "the document")
 
 
 def test_secrets_do_not_travel(team: Store) -> None:

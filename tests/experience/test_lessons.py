@@ -20,7 +20,7 @@ from vllm_autofit.experience.lessons import (
 )
 from vllm_autofit.experience.observed import LOAD_REQUESTS
 from vllm_autofit.experience.record import Record
-from vllm_autofit.values import Lessons, Measured, RunSettings
+from vllm_autofit.values import Elsewhere, Lessons, Measured, RunSettings
 
 SETTINGS = RunSettings(8192, 256, 2048, "auto", False)
 LOADED: dict[str, Any] = {"requests": LOAD_REQUESTS}
@@ -234,6 +234,65 @@ def test_after_a_failure_it_is_measured() -> None:
 def test_settings_of_the_newest_start_that_came_up_are_known() -> None:
     starts = [failed("c", "kv_alloc"), measured("b", engine={"max_num_seqs": 64}), measured("a")]
     assert lessons_from(starts).settings == RunSettings(8192, 64, 2048, "auto", False)
+
+
+# Workers on other nodes
+
+
+def spread(run_id: str = "run", *, elsewhere: dict[str, Any] | None = None, index: int = 0) -> Record:
+    """A start of two ranks: one here, which lost 1 GiB before the check, and one on another node."""
+    start = measured(run_id, GIB)
+    far = {
+        "rank": 1,
+        "node": "another",
+        "device_index": index,
+        "before": {"device_index": index, "free_bytes": 30 * GIB, "total_bytes": 40 * GIB, "own_bytes": 9 * GIB},
+        "after": {"free_bytes": 1 * GIB, "total_bytes": 40 * GIB},
+        "requested_bytes": 25 * GIB,
+        "kv_cache_bytes": 5 * GIB,
+        "weights_bytes": 16 * GIB,
+        **(elsewhere or {}),
+    }
+    start["engines"][0]["ranks"].append(far)
+    return start
+
+
+def test_a_device_of_another_node_is_known_as_its_workers_saw_it() -> None:
+    assert lessons_from([spread()]).elsewhere == Elsewhere(30 * GIB, 40 * GIB, 1, "run")
+    assert lessons_from([measured("run")]).elsewhere is None
+
+
+def test_it_says_nothing_of_this_machines_device_of_the_same_number() -> None:
+    alone, both = measured("run", GIB, requests=LOAD_REQUESTS), spread()
+    both["engines"][0]["serving"] = alone["engines"][0]["serving"]
+    here, there = lessons_from([alone]), lessons_from([both])
+    assert there.startup_overhead == here.startup_overhead
+    assert there.proven_asked == here.proven_asked
+    assert there.headroom == here.headroom
+
+
+def test_the_fullest_rank_counts_wherever_it_is() -> None:
+    assert lessons_from([spread()]).terms["weights"].bytes == 16 * GIB
+
+
+def test_of_the_devices_of_other_nodes_the_one_with_the_least_share_for_a_rank_counts() -> None:
+    small = spread("b", elsewhere={"before": {"free_bytes": 20 * GIB, "total_bytes": 22 * GIB}})
+    assert lessons_from([small, spread("a")]).elsewhere == Elsewhere(30 * GIB, 40 * GIB, 1, "a")
+    shared = spread("c")
+    shared["engines"][0]["ranks"].append({**shared["engines"][0]["ranks"][1], "rank": 2})
+    assert lessons_from([shared, small]).elsewhere == Elsewhere(30 * GIB, 40 * GIB, 2, "c")
+
+
+def test_what_another_node_had_free_long_ago_is_forgotten() -> None:
+    tight = {"before": {"free_bytes": GIB, "total_bytes": 40 * GIB}}
+    starts = [*(spread(f"new {number}") for number in range(CONSIDERED)), spread("old", elsewhere=tight)]
+    assert lessons_from(starts).elsewhere == Elsewhere(30 * GIB, 40 * GIB, 1, "new 0")
+
+
+def test_a_check_that_failed_on_another_node_says_what_was_free_there() -> None:
+    start = failed("run", "startup_check", total_bytes=40 * GIB, elsewhere=True)
+    start["outcome"]["failure"]["numbers"]["free_bytes"] = 10 * GIB
+    assert lessons_from([start]) == Lessons(elsewhere=Elsewhere(10 * GIB, 40 * GIB, 1, "run"))
 
 
 def test_what_is_pinned_comes_along() -> None:

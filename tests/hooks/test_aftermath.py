@@ -97,6 +97,20 @@ def test_an_interrupt_ends_the_wait(child: list[subprocess.Popen[str]]) -> None:
         aftermath.wait([], interrupted)
 
 
+def test_an_attempt_that_is_abandoned_is_killed_and_swept(
+    child: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process, described = started(STAYS)
+    child.append(process)
+    shared = Path("/dev/shm") / f"psm_test_{os.getpid()}"
+    shared.touch()
+    aftermath.abandon([{"process": described, "mapped": [shared.name]}], time.time())
+    assert not still_runs(described)
+    assert not shared.exists()
+
+
 @pytest.fixture
 def _hears_an_interrupt() -> Iterator[None]:
     """A shell starts what it puts into the background with interrupts ignored."""

@@ -80,6 +80,28 @@ def test_the_cpu_workers_one_message_means_two_things() -> None:
     assert "tried_bytes" not in more
 
 
+FROM_RAY = (
+    "\x1b[36mray::RayWorkerProc.initialize_worker()\x1b[39m (pid=4711, ip={ip}, actor_id=1f, repr=<RayWorkerProc>)\n"
+    "ValueError: Free memory on device cuda:0 (10.0/40.0 GiB) on startup is less than desired GPU memory utilization "
+    "(0.9, 36.0 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+)
+
+
+@pytest.mark.parametrize(("ip", "elsewhere"), [("10.0.0.1", None), ("10.0.0.2", True)])
+def test_what_ray_brings_from_another_node_says_nothing_of_this_one(
+    ip: str, elsewhere: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "ray", SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
+    )
+    monkeypatch.setattr(failures, "memory_now", lambda: {"device_index": 0, "free_bytes": 1, "total_bytes": 2})
+    said = described(raised(fail, FROM_RAY.format(ip=ip)), RUN)
+    assert said["phase"] == "startup_check"
+    assert said["numbers"].get("elsewhere") is elsewhere
+    assert (said["numbers"]["free_bytes"], said["numbers"]["total_bytes"]) == (10 * GIB, 40 * GIB)
+    assert ("device_index" in said["numbers"]) is not elsewhere
+
+
 def _init_executor(unready_workers: list[Any]) -> None:
     raise RuntimeError("WorkerProc initialization failed due to an exception in a background process.")
 
@@ -133,12 +155,12 @@ def test_an_error_that_has_nothing_to_do_with_memory_says_so() -> None:
 
 UNDER_A_LIMIT = """
 import resource, json
-from vllm_autofit.hooks.limits import data_limit, room_under_limits
-assert data_limit() is None
+from vllm_autofit.hooks.limits import process_limit, room_under_limits
+assert process_limit() is None
 held = room_under_limits({})["process_bytes"]
 limit = 4 * 2**30
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-assert data_limit() == limit
+assert process_limit() == limit
 print(json.dumps([held, room_under_limits({"free_bytes": 2**40}), room_under_limits({"free_bytes": 5})]))
 """
 

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ KEY = "0123456789abcdef"
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A start whose engine core is this process."""
     monkeypatch.setattr(runs, "_planned_here", {})
+    monkeypatch.setattr("atexit.register", lambda *_: None)  # what is said at the end of a process is its own
     sections: dict[str, Any] = {"identity": {"devices": []}, "settings": {}, "plan": {}}
     made = new_run(KEY, tmp_path, sections)
     attach(SimpleNamespace(), made)
@@ -107,6 +109,33 @@ def test_a_launcher_that_makes_no_engine_of_its_own_is_refused_too(run: dict[str
     with pytest.raises(RefusedError, match="3 GiB are missing"):
         wrapper(lambda **_: started.append(True), None, (), {"vllm_config": config})
     assert started == [True]
+
+
+def fails_to_start(of: Any) -> str:
+    """The notes of what comes out when the engines of a manager don't come up."""
+
+    def wait(*_arguments: Any, **_keywords: Any) -> None:
+        raise RuntimeError("Engine core initialization failed")
+
+    with pytest.raises(RuntimeError) as caught:
+        guard.shield(front_end.wait_for_engines, "testing")(
+            wait, None, ("socket", SimpleNamespace(engine_manager=of)), {}
+        )
+    return "".join(getattr(caught.value, "__notes__", ()))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_a_launcher_whose_engine_core_is_killed_says_why_and_that_it_is_not_tried_again(run: dict[str, Any]) -> None:
+    engine = manager(-9)
+    notes = fails_to_start(engine)
+    assert "was killed from outside" in notes
+    assert "It isn't tried again by itself: other processes wait for the engine." in notes
+    stop(engine)
+    assert outcome(run)["failure"]["type"] == "killed"
+
+
+def test_a_launcher_that_fails_for_another_reason_leaves_it_to_vllm(run: dict[str, Any]) -> None:
+    assert fails_to_start(manager(1)) == ""
 
 
 def test_a_process_that_is_just_ending_is_waited_for(run: dict[str, Any]) -> None:

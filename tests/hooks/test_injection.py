@@ -1,46 +1,26 @@
-"""Never take vLLM down: every function of ours raises in turn; vLLM starts with its own defaults, and one warning."""
+"""Never take vLLM down: every function of ours raises in turn; vLLM starts with its own defaults, and one warning.
+
+What reads the world may hang instead, or answer nonsense: tests/hooks/test_hanging.py.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import inspect
 import os
-import pkgutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 import vllm_autofit
 from tests.conftest import printed, run_forked
+from tests.sabotage import modules, our_warnings, sabotage, use_once
 
 pytestmark = pytest.mark.vllm
-
-NOT_IN_A_START = (
-    "vllm_autofit.cli",
-    "vllm_autofit.__main__",
-    "vllm_autofit.answer",
-    "vllm_autofit.api",
-    "vllm_autofit.doctor",
-    "vllm_autofit.experience.exchange",
-    "vllm_autofit.experience.inspection",
-    "vllm_autofit.facts.catalogue",
-    "vllm_autofit.facts.serve_options",
-    "vllm_autofit.hooks.report",
-    "vllm_autofit.render.document",
-    "vllm_autofit.render.history",
-    "vllm_autofit.render.launch",
-    "vllm_autofit.render.options",
-    "vllm_autofit.render.plan",
-    "vllm_autofit.render.start",
-    "vllm_autofit.render.table",
-)
-"""The command's own rooms: vLLM never runs them."""
 
 THE_ESTIMATOR = (
     "vllm_autofit.facts.checkpoint",
@@ -74,6 +54,7 @@ WHEN_A_START_FAILS = (
     "vllm_autofit.hooks.aftermath",
     "vllm_autofit.hooks.attempts",
     "vllm_autofit.hooks.channel",
+    "vllm_autofit.hooks.death",
     "vllm_autofit.hooks.failures",
     "vllm_autofit.hooks.lever",
     "vllm_autofit.hooks.limits",
@@ -85,12 +66,14 @@ AFTER_THE_CONFIG = (
     "vllm_autofit.hooks.aftermath",
     "vllm_autofit.hooks.attempts",
     "vllm_autofit.hooks.channel",
+    "vllm_autofit.hooks.death",
     "vllm_autofit.hooks.engine_core",
     "vllm_autofit.hooks.engine_end",
     "vllm_autofit.hooks.executor",
     "vllm_autofit.hooks.failures",
     "vllm_autofit.hooks.front_end",
     "vllm_autofit.hooks.growth",
+    "vllm_autofit.hooks.interrupts",
     "vllm_autofit.hooks.lever",
     "vllm_autofit.hooks.limits",
     "vllm_autofit.hooks.memory_now",
@@ -118,15 +101,9 @@ AFTER_THE_CONFIG = (
 """
 
 
-def _modules() -> Iterator[ModuleType]:
-    for info in pkgutil.walk_packages(vllm_autofit.__path__, "vllm_autofit."):
-        if not info.name.startswith(NOT_IN_A_START):
-            yield importlib.import_module(info.name)
-
-
 def _functions() -> Iterator[str]:
     """``module:function`` and ``module:Class.function`` of everything that a start may call."""
-    for module in _modules():
+    for module in modules():
         if module.__name__ in THE_NET:
             continue
         for name, value in vars(module).items():
@@ -149,44 +126,6 @@ def _is_method(name: str, member: Any) -> bool:
 FUNCTIONS = sorted(set(_functions()) - set(THE_NET))
 
 
-def sabotage(target: str) -> list[str]:
-    """Make one function raise wherever it is referred to. Returns a list that fills when it is called."""
-    called: list[str] = []
-
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        called.append(target)
-        raise ZeroDivisionError(f"injected into {target}")
-
-    module_name, _, path = target.partition(":")
-    modules = list(_modules())
-    owner: Any = sys.modules[module_name]
-    *classes, name = path.split(".")
-    for each in classes:
-        owner = getattr(owner, each)
-    original = vars(owner)[name]
-    if classes:
-        setattr(owner, name, property(broken) if isinstance(original, property) else broken)
-        return called
-    for module in modules:
-        for attribute, value in list(vars(module).items()):
-            if value is original:
-                setattr(module, attribute, broken)
-        seams = getattr(module, "SEAMS", ())
-        if seams and module.__name__.startswith("vllm_autofit.hooks."):
-            module.SEAMS = tuple(  # type: ignore[attr-defined]
-                dataclasses.replace(seam, wrapper=broken) if seam.wrapper is original else seam for seam in seams
-            )
-    return called
-
-
-def _warnings() -> list[str]:
-    """All that we printed but the plan's own words. Before vLLM sets its logging up, warnings are bare."""
-    ours = [line for line in printed().splitlines() if "vllm-autofit" in line and " INFO " not in line]
-    # Where it can't be told what the user set, vLLM's default is taken for theirs, and is too much for a busy machine.
-    about_the_plan = ("more than will be free when vLLM checks", "does not fit by the estimate", "what would help")
-    return [line for line in ours if not any(words in line for words in about_the_plan)]
-
-
 def _needs(target: str, reached: set[str]) -> None:
     if target not in reached:
         pytest.skip("not on the way of a start that succeeds on this machine")
@@ -206,10 +145,12 @@ def reached(vllm_loaded: None, tiny_model: Path) -> set[str]:
                 seen.add(f"{frame.f_globals['__name__']}:{frame.f_code.co_qualname}")
 
         sys.setprofile(tracer)
+        threading.setprofile(tracer)  # what may hang runs in threads of its own
         from vllm import LLM
 
-        _use_once(LLM(str(tiny_model), max_model_len=1024))
+        use_once(LLM(str(tiny_model), max_model_len=1024))
         sys.setprofile(None)
+        threading.setprofile(None)
         return seen
 
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
@@ -263,7 +204,7 @@ def _config_with_broken(*targets: str, model: Path) -> tuple[bool, list[str], An
 
     config = EngineArgs(model=str(model)).create_engine_config()
     types = (type(config.cache_config.gpu_memory_utilization), type(config.model_config.enforce_eager))
-    return any(called), _warnings(), types, "vllm-autofit: set gpu_memory_utilization" in printed()
+    return any(called), our_warnings(), types, "vllm-autofit: set gpu_memory_utilization" in printed()
 
 
 WHILE_IT_STARTS = [name for name in FUNCTIONS if name.startswith(AFTER_THE_CONFIG)]
@@ -290,15 +231,6 @@ def test_a_broken_function_leaves_the_start_to_vllm(
     _starts_all_the_same([target], tiny_model, monkeypatch)
 
 
-def _use_once(llm: Any) -> int:
-    """Ask for three tokens and shut the engine down. How many came."""
-    from vllm import SamplingParams
-
-    answer = llm.generate(["Hello"], SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
-    llm.llm_engine.engine_core.shutdown()
-    return len(answer[0].outputs[0].token_ids)
-
-
 def _starts_all_the_same(targets: list[str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``targets`` broken, vLLM starts, answers and ends, and there is one warning."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -309,8 +241,8 @@ def _starts_all_the_same(targets: list[str], model: Path, monkeypatch: pytest.Mo
         called = [sabotage(target) for target in targets]
         from vllm import LLM
 
-        tokens = _use_once(LLM(str(model), max_model_len=1024))
-        return any(called), _warnings(), tokens
+        tokens = use_once(LLM(str(model), max_model_len=1024))
+        return any(called), our_warnings(), tokens
 
     was_called, warnings, tokens = run_forked(child)
 

@@ -41,7 +41,7 @@ def test_the_state_of_a_seam(
     def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         raise AssertionError
 
-    assert report._probed(Seam(module, name, parameters, wrapper, "testing", optional)) == (state, detail)
+    assert report._probed(Seam(module, name, parameters, wrapper, "testing", optional)) == (state, module, detail)
 
 
 def reported_with(vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Answer:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,24 +204,32 @@ def test_not_for_what_has_nothing_to_do_with_memory(engine: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("parallel", "more"),
+    ("parallel", "more", "reason"),
     [
-        ({"data_parallel_size": 2}, {}),
-        ({"nnodes": 2}, {}),
-        ({"distributed_executor_backend": "ray"}, {}),
-        ({}, {"multiprocess_mode": False}),
-        ({}, {"client_addresses": {"input_address": "x"}}),
+        ({"data_parallel_size": 2}, {}, "data-parallel engines wait for each other"),
+        ({"nnodes": 2}, {}, "other nodes wait for the engine"),
+        ({"distributed_executor_backend": "ray"}, {}, "its workers aren't this command's own processes"),
+        ({}, {"multiprocess_mode": False}, "the engine lives in this process"),
+        ({}, {"client_addresses": {"input_address": "x"}}, "several API servers wait for the engine"),
     ],
 )
 @needs_notes
 def test_not_where_others_wait_or_the_process_is_the_users(
-    parallel: dict[str, Any], more: dict[str, Any], engine: Any, tmp_path: Path
+    parallel: dict[str, Any], more: dict[str, Any], reason: str, engine: Any, tmp_path: Path
 ) -> None:
     engine.outcomes = [fails(), works]
     with pytest.raises(RuntimeError) as caught:
         make(engine, config_with(tmp_path, **parallel), 0.8, **more)
     assert engine.seen == ["0.9"]
     assert "ran out of memory" in note_of(caught.value)
+    assert f"It isn't tried again by itself: {reason}." in note_of(caught.value)
+
+
+def test_what_no_other_settings_cure_is_not_said_to_be_left_alone(engine: Any, tmp_path: Path) -> None:
+    engine.outcomes = [fails("cuDNN error: CUDNN_STATUS_MAPPING_ERROR"), works]
+    with pytest.raises(RuntimeError) as caught:
+        make(engine, config_with(tmp_path, data_parallel_size=2), 0.8)
+    assert "by itself" not in "".join(getattr(caught.value, "__notes__", ()))
 
 
 def test_not_while_only_observing(engine: Any, tmp_path: Path) -> None:
@@ -266,6 +277,32 @@ def test_an_interrupt_ends_it_at_once(engine: Any, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         make(engine, config_with(tmp_path), 0.8)
     assert engine.outcomes == [works]
+
+
+def terminated(config: Config) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+
+
+def test_sigterm_ends_it_as_an_interrupt_does_and_is_the_users_again_afterwards(engine: Any, tmp_path: Path) -> None:
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    engine.outcomes = [fails(), terminated, works]
+    with pytest.raises(SystemExit) as caught:
+        make(engine, config_with(tmp_path), 0.8)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert engine.outcomes == [works]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_who_handles_sigterm_goes_on_doing_so(engine: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        engine.outcomes = [lambda _config: seen.append(signal.getsignal(signal.SIGTERM))]
+        make(engine, config_with(tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIG_IGN]
 
 
 def test_no_file_stays_open(engine: Any, tmp_path: Path) -> None:

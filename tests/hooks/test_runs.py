@@ -157,7 +157,7 @@ def test_the_cause_that_a_worker_noted_is_kept_not_the_engine_cores_report_of_it
 def test_a_clean_end_of_one_engine_does_not_hide_that_another_died(dies_first: bool, run: dict[str, Any]) -> None:
     for rank in (0, 1):
         record_success(run, engine(rank))
-    ends = [failure("runtime", "out of memory"), None]
+    ends = [failure("runtime", "CUDA out of memory. Tried to allocate 2.00 GiB."), None]
     for rank, reason in enumerate(ends if dies_first else reversed(ends)):
         record_end(run, rank, served(1), reason)
     assert record(run)["outcome"]["ended"]["how"] == "out_of_memory"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,14 +83,46 @@ def test_what_is_missing_or_changed_is_named_and_left_alone(
     assert module.Thing().method(1) == 1
 
 
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A package of two modules: the second has what the first had."""
+    name = f"package_{abs(hash(request.node.name))}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    (tmp_path / name / "new.py").write_text("class Thing:\n    def method(self, x):\n        return x\n")
+    (tmp_path / name / "old.py").write_text("class Other: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(guard, "_warned", False)
+    importlib.import_module(name)
+    return name
+
+
+def test_a_function_is_found_where_other_versions_have_it(package: str, caplog: pytest.LogCaptureFixture) -> None:
+    seam = Seam(f"{package}.old", "Thing.method", ("x",), add_one, "testing", elsewhere=(f"{package}.new",))
+    seams.install(seam)
+    importlib.import_module(f"{package}.old")
+    module = importlib.import_module(f"{package}.new")
+    assert module.Thing().method(1) == 2
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("optional", "said"), [(False, 1), (True, 0)])
+def test_a_module_that_is_gone_is_named_at_once(
+    optional: bool, said: int, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(guard.logger, "warning", lambda text, *args: lines.append(text % args))
+    seams.install(Seam(f"{package}.gone", "Thing.method", ("x",), add_one, "filling things in", optional=optional))
+    assert len(lines) == said
+    for line in lines:
+        assert f"filling things in failed ({package}.gone:Thing.method is missing" in line
+
+
 @pytest.mark.vllm
 def test_every_seam_holds_in_the_installed_vllm(vllm_loaded: None) -> None:
-    from vllm_autofit import hooks
-
-    rooms = [importlib.import_module(f"{hooks.__name__}.{info.name}") for info in pkgutil.iter_modules(hooks.__path__)]
-    found = [seam for room in rooms for seam in getattr(room, "SEAMS", ())]
+    found = list(seams.declared())
     assert len(found) >= 20
-    for seam in found:
+    for _, seam in found:
         if not (seam.optional and seam.module not in sys.modules):
             seams.probe(seam, importlib.import_module(seam.module))
 

@@ -15,7 +15,9 @@ SETTINGS = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "kv_cache_dtype
 LESSON = {"consumed_bytes": 3 * GIB, "record": "earlier", "settings": SETTINGS}
 
 
-def worker(lesson: dict[str, Any] | None = LESSON, *, ranges: int = 1, **cache: Any) -> Any:
+def worker(
+    lesson: dict[str, Any] | None = LESSON, *, ranges: int = 1, ranks: int = 1, device: str = "cpu", **cache: Any
+) -> Any:
     """What vLLM's CPU worker has of all this once it has loaded the weights: 20 GiB were asked for."""
     compilation = SimpleNamespace(compile_sizes=[], get_compile_ranges=lambda: [object()] * ranges)
     config = SimpleNamespace(
@@ -23,13 +25,14 @@ def worker(lesson: dict[str, Any] | None = LESSON, *, ranges: int = 1, **cache: 
         cache_config=SimpleNamespace(cache_dtype="auto", kv_cache_memory_bytes=None, **cache),
         model_config=SimpleNamespace(enforce_eager=False, multimodal_config=SimpleNamespace(skip_mm_profiling=False)),
         compilation_config=compilation,
+        parallel_config=SimpleNamespace(world_size=ranks, data_parallel_size=1),
     )
     setattr(config, ATTRIBUTE, {"run_id": "now", "skip_profiling": lesson})
     return SimpleNamespace(
         vllm_config=config,
         cache_config=config.cache_config,
         model_runner=SimpleNamespace(max_num_tokens=2048),
-        device=SimpleNamespace(type="cpu"),
+        device=SimpleNamespace(type=device),
         requested_cpu_memory=20 * GIB,
     )
 
@@ -74,6 +77,17 @@ def test_nothing_of_it_stays() -> None:
 
 def test_several_graphs_are_all_warmed_up() -> None:
     assert started(worker(ranges=2)) == [(17 * GIB, 2048, True)]
+
+
+def test_ranks_on_a_host_measure_together_as_ever() -> None:
+    """One that vLLM refuses would be alone with the measuring, and wait for the others for ever."""
+    assert started(worker(ranks=2)) == MEASURED
+
+
+@pytest.mark.parametrize("consumed", [3 * GIB, 25 * GIB], ids=["fits", "does not fit"])
+def test_ranks_on_devices_never_differ_in_whether_they_measure(consumed: int) -> None:
+    lesson = {**LESSON, "consumed_bytes": consumed}
+    assert started(worker(lesson, ranks=2, device="cuda")) == [(max(20 * GIB - consumed, 1), 2048, True)]
 
 
 def test_if_vllm_finds_that_the_memory_is_not_there_it_measures_at_once() -> None:

@@ -39,6 +39,8 @@ def deployed(
         (replace(cuda(80), name="NVIDIA A100-SXM4-80GB"), "server", (0, 32), 2048, 256),
         (cuda(180), "server", (0, 27), 8192, 1024),
         (cuda(180), "server", (0, 28), 16384, 1024),
+        (replace(cuda(119), compute_capability=(12, 1)), "server", (0, 32), 8192, 1024),
+        (replace(cuda(119), compute_capability=(12, 1)), "server", (0, 33), 2048, 256),
         (host(), "server", (0, 32), 2048, 128),
         (host(), "llm", (0, 32), 4096, 256),
         (cuda(80), "engine", (0, 32), 2048, 128),
@@ -49,6 +51,23 @@ def test_batches_by_device_launch_and_version(
 ) -> None:
     found = deployed(device, usage=usage, version=version)
     assert (found.max_num_batched_tokens, found.max_num_seqs) == (batched, sequences)
+
+
+@pytest.mark.parametrize(
+    ("version", "knobs", "found"),
+    [
+        ((0, 12), {}, 4 * GIB),
+        ((0, 13), {}, 16 * GIB),
+        ((0, 19), {"VLLM_CPU_KVCACHE_SPACE": "1"}, GIB),
+        ((0, 19), {"kv_cache_memory_bytes": GIB}, 16 * GIB),
+        ((0, 20), {"kv_cache_memory_bytes": GIB}, GIB),
+        ((0, 20), {}, None),
+    ],
+)
+def test_the_cpu_backends_kv_cache_had_a_size_of_its_own(
+    version: Version, knobs: dict[str, Any], found: int | None
+) -> None:
+    assert deployed(host(total_gib=32), version=version, **knobs).kv_cache_memory_bytes == found
 
 
 @pytest.mark.vllm

@@ -146,6 +146,12 @@ def test_it_gives_how_a_start_that_served_ended() -> None:
     assert "  cause    OutOfMemoryError: CUDA out of memory" in lines
 
 
+def test_it_says_which_ranks_were_on_another_node() -> None:
+    engines = [{"dp_rank": 0, "ranks": [RANK, {**RANK, "rank": 1, "node": "0123456789abcdef"}]}]
+    said = [line for line in account(served(engines=engines)).splitlines() if " before, " in line]
+    assert ["another node" in line for line in said] == [False, True]
+
+
 def test_it_names_every_engine_and_a_rank_that_could_not_be_measured() -> None:
     engines = [{"dp_rank": 0}, {"dp_rank": 1, "ranks": [{"rank": 3, "error": "RuntimeError: gone"}]}]
     lines = account(served(engines=engines)).splitlines()

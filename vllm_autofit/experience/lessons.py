@@ -17,7 +17,8 @@ from itertools import islice
 
 from vllm_autofit.experience import observed
 from vllm_autofit.experience.record import Record
-from vllm_autofit.values import FieldValue, Lessons, Measured, RunSettings
+from vllm_autofit.units import MIB
+from vllm_autofit.values import Elsewhere, FieldValue, Lessons, Measured, RunSettings
 
 CONSIDERED = 3
 """Starts that count for one figure. On a host, what a start takes varies by some 0.5 GiB with the page cache (vLLM
@@ -27,9 +28,9 @@ wastes some; what a neighbour did long ago is forgotten."""
 READ = 12
 """Newest starts of a key that are looked at."""
 
-FLOOR_HOST_BYTES = 128 * 2**20
+FLOOR_HOST_BYTES = 128 * MIB
 FLOOR_HOST_FRACTION = 0.005
-FLOOR_DEVICE_BYTES = 256 * 2**20
+FLOOR_DEVICE_BYTES = 256 * MIB
 FLOOR_DEVICE_FRACTION = 0.0025
 """Kept free beyond what was ever seen to be needed. On an idle host two starts in a row found free memory 21 MiB apart,
 and took amounts 28 MiB apart before vLLM's check (vLLM 0.32.0, x86-64). Devices: a margin for fragments, not
@@ -38,7 +39,7 @@ measured."""
 FAILURE_DAYS = 14
 """After that a failure binds no longer: drivers, neighbours and vLLM itself change."""
 
-SHORT_BYTES = 256 * 2**20
+SHORT_BYTES = 256 * MIB
 """Taken for missing where a failure didn't say how much was, doubled for each one like it."""
 
 MEASURE_AGAIN = 10
@@ -87,6 +88,7 @@ def lessons_from(
         settings=observed.run_settings(served[0]) if served else None,
         skip_profiling=_skip_profiling(own),
         pinned=dict(pinned or {}),
+        elsewhere=_elsewhere(own),
     )
 
 
@@ -101,6 +103,13 @@ def _headroom(survivors: Sequence[Record]) -> Measured | None:
         return None
     record = next(each for each in survivors if each["run_id"] == found.record_id)
     return replace(found, bytes=found.bytes + _floor(record), settings=_fewest(survivors))
+
+
+def _elsewhere(records: Iterable[Record]) -> Elsewhere | None:
+    """Of the newest ``CONSIDERED`` starts with workers on other nodes: the device with the least share for a rank."""
+    known = islice((seen for record in records if (seen := observed.elsewhere(record))), CONSIDERED)
+    devices = (device for seen in known for device in seen)
+    return min(devices, key=lambda each: each.free_bytes / each.ranks / each.total_bytes, default=None)
 
 
 def _fewest(survivors: Sequence[Record]) -> RunSettings | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vllm_autofit.experience.record import Record
-from vllm_autofit.values import RunSettings
+from vllm_autofit.units import MIB
+from vllm_autofit.values import Elsewhere, RunSettings
 
-UNREST_BYTES = 256 * 2**20
+UNREST_BYTES = 256 * MIB
 """What a device's free memory may move by itself while a start takes its share: page cache, other programs' usual
 life. A neighbour that takes or gives back more makes whole-device figures worthless."""
 
@@ -35,17 +36,35 @@ def startup_overhead(record: Record) -> int | None:
 def free_at_check(record: Record) -> dict[Any, int]:
     """By device: free memory when vLLM's workers looked, the least that any of them saw."""
     if record["outcome"]["state"] == "failed":
-        failure = failure_of(record)
-        found = [failure.get("numbers") or {}] if failure.get("phase") == "startup_check" else []
+        found = [numbers for numbers in _numbers_of_check(record) if not numbers.get("elsewhere")]
     else:
-        found = [{"device_index": rank.get("device_index"), **(rank.get("before") or {})} for rank in ranks(record)]
+        found = [
+            {"device_index": rank.get("device_index"), **(rank.get("before") or {})} for rank in _ranks_here(record)
+        ]
     return _least(found, "free_bytes")
+
+
+def elsewhere(record: Record) -> list[Elsewhere]:
+    """The devices of other nodes when vLLM's workers there looked; of one that failed, the device that was too full."""
+    run = str(record["run_id"])
+    found: dict[Any, list[tuple[int, int]]] = {}
+    for rank in ranks(record):
+        before = rank.get("before") or {}
+        free, total = before.get("free_bytes"), before.get("total_bytes")
+        if rank.get("node") is not None and isinstance(free, int) and isinstance(total, int) and total > 0:
+            found.setdefault((rank["node"], rank.get("device_index")), []).append((free, total))
+    seen = [Elsewhere(*min(figures), ranks=len(figures), record_id=run) for figures in found.values()]
+    for numbers in _numbers_of_check(record):
+        free, total = numbers.get("free_bytes"), numbers.get("total_bytes")
+        if numbers.get("elsewhere") and isinstance(free, int) and isinstance(total, int) and total > 0:
+            seen.append(Elsewhere(free, total, ranks=1, record_id=run))
+    return seen
 
 
 def asked(record: Record) -> dict[Any, int]:
     """By device: what all ranks on it together were told to take; nothing where a rank doesn't say."""
     total: dict[Any, int] = {}
-    for rank in ranks(record):
+    for rank in _ranks_here(record):
         requested = rank.get("requested_bytes")
         if not isinstance(requested, int):
             return {}
@@ -79,7 +98,7 @@ def least_free(record: Record) -> dict[Any, int]:
         for engine in record["engines"]
         for device in (engine.get("serving") or {}).get("devices", [])
     ]
-    after = [{"device_index": rank.get("device_index"), **(rank.get("after") or {})} for rank in ranks(record)]
+    after = [{"device_index": rank.get("device_index"), **(rank.get("after") or {})} for rank in _ranks_here(record)]
     return _least([*devices, *after], "free_bytes")
 
 
@@ -142,7 +161,7 @@ def is_quiet(record: Record) -> bool:
     On a host our own processes' memory is known, so what else left the machine is too.
     """
     loss, before = startup_overhead(record), record["plan"].get("own_bytes")
-    own = [(rank.get("before") or {}).get("own_bytes") for rank in ranks(record)]
+    own = [(rank.get("before") or {}).get("own_bytes") for rank in _ranks_here(record)]
     own.append((failure_of(record).get("numbers") or {}).get("own_bytes"))
     known = [each for each in own if isinstance(each, int)]
     if loss is None or not isinstance(before, int) or not known:
@@ -174,6 +193,17 @@ def ranks(record: Record) -> Iterator[Mapping[str, Any]]:
         yield from engine.get("ranks") or []
 
 
+def _ranks_here(record: Record) -> Iterator[Mapping[str, Any]]:
+    """Those on the machine that the plan was made on: numbers of devices count there."""
+    return (rank for rank in ranks(record) if rank.get("node") is None)
+
+
+def _numbers_of_check(record: Record) -> list[Mapping[str, Any]]:
+    """What a start that failed vLLM's check said of the device, if this one did."""
+    failure = failure_of(record) if record["outcome"]["state"] == "failed" else {}
+    return [failure.get("numbers") or {}] if failure.get("phase") == "startup_check" else []
+
+
 def _consumed(rank: Mapping[str, Any]) -> int | None:
     requested, cache = rank.get("requested_bytes"), rank.get("kv_cache_bytes")
     if not isinstance(requested, int) or not isinstance(cache, int) or cache == 0:
@@ -192,7 +222,7 @@ def _kept_as_planned(record: Record) -> int | None:
     return round(free - overhead - share * total * sharers)
 
 
-def _least(found: list[dict[str, Any]], name: str) -> dict[Any, int]:
+def _least(found: Iterable[Mapping[str, Any]], name: str) -> dict[Any, int]:
     least: dict[Any, int] = {}
     for each in found:
         index, value = each.get("device_index"), each.get(name)

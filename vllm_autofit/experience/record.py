@@ -12,7 +12,8 @@ us can keep what it doesn't know. ``check`` is the only door in: what passes it 
                 groups: {model, device}, the names under which starts of other keys that are related are found
     settings    every memory knob: {name: {value, chosen_by: user|record|estimate|vllm}}
     plan        budget and reasons of the plan, the record that it started from, own_bytes of the host at that time
-    engines     one entry per data-parallel rank: resolved dtype and context, kv_cache, ranks (per worker), seconds, and
+    engines     one entry per data-parallel rank: resolved dtype and context, kv_cache, ranks (per worker; node: the
+                hashed name of the host of one that isn't the engine core's), seconds, and
                 serving: {since, until, seconds, requests, prompt_tokens, generated_tokens, preemptions,
                 peak_kv_usage, devices: [{device_index, least_free_bytes, peak_reserved_bytes, peak_allocated_bytes}]}
     outcome     {state: starting|serving|failed|ended, at, phase, pid, pid_started, boot,
@@ -183,6 +184,7 @@ _SHAPE: dict[str, Any] = {
             "ranks?": [
                 {
                     "device_index?": _FIGURE,
+                    "node?": _TEXT,
                     "before?": _MEMORY,
                     "after?": _MEMORY,
                     "profiling_skipped?": _SWITCH,

@@ -66,18 +66,16 @@ def read_request(
         if name not in changed and hasattr(engine_args, name)
     }
     ranks = local_ranks(engine_args, environ)
-    spans = (
-        headless
-        or _some_engines_elsewhere(engine_args)
-        or int(getattr(engine_args, "nnodes", 1) or 1) > 1
-        or (visible_devices is not None and ranks > visible_devices)
-    )
+    in_parts = headless or _planned_in_parts(engine_args, environ)
     return Request(
         model=str(engine_args.model),
         values={name: getattr(engine_args, name) for name in FIELDS},
         set_by_user=frozenset(set_by_user),
         local_ranks=ranks,
-        spans_nodes=spans,
+        spans_nodes=in_parts
+        or _some_engines_elsewhere(engine_args)
+        or (visible_devices is not None and ranks > visible_devices),
+        planned_in_parts=in_parts,
         utilization_left_to_vllm=_utilization_left_to_vllm(engine_args),
         kv_cache_fixed_by=_kv_cache_fixed_by(engine_args, environ),
         knobs={**unchanged, **changed},
@@ -105,7 +103,7 @@ def _changed_knobs(engine_args: Any) -> dict[str, Any]:
 def _given(engine_args: Any, name: str) -> Any:
     """The value of a field, with what vLLM takes for the same written in the same way."""
     if name == "speculative_config":
-        return _speculation(engine_args)
+        return speculation({part: getattr(engine_args, part, None) for part in (name, *SPECULATION)})
     value = getattr(engine_args, name)
     return None if name == "tokenizer" and value == engine_args.model else value
 
@@ -121,10 +119,10 @@ def _reduced(name: str, value: Any) -> Any:
     return reduced
 
 
-def _speculation(engine_args: Any) -> Any:
-    """``speculative_config`` with its short forms in it, as vLLM puts them there."""
-    whole = engine_args.speculative_config
-    short = {key: value for name, key in SPECULATION.items() if (value := getattr(engine_args, name, None)) is not None}
+def speculation(options: Mapping[str, Any]) -> Any:
+    """``speculative_config`` with its short forms in it, as vLLM puts them there; None where neither is set."""
+    whole = options.get("speculative_config")
+    short = {key: value for name, key in SPECULATION.items() if (value := options.get(name)) is not None}
     if not isinstance(whole or {}, Mapping) or not (whole or short):
         return whole
     return {str(key).replace("-", "_"): value for key, value in (whole or {}).items()} | short
@@ -142,39 +140,70 @@ def _equal_number(value: Any, default: Any) -> bool:
     return isinstance(value, int) and isinstance(default, int) and value == default
 
 
+BALANCED_OUTSIDE = ("external", "hybrid", "multi_port_external")
+"""``data_parallel_..._lb``: each node, or each engine, has API servers of its own (vLLM 0.32)."""
+
+
+def _planned_in_parts(engine_args: Any, environ: Mapping[str, str]) -> bool:
+    """Whether other processes build a config for their part of this launch: other nodes, or ranks started one by one.
+
+    Ray's workers don't, wherever they are: they get this one's.
+    """
+    one_by_one = any(
+        getattr(engine_args, name, None) is not None for name in ("data_parallel_rank", "data_parallel_start_rank")
+    )
+    balanced_outside = any(getattr(engine_args, f"data_parallel_{name}_lb", False) for name in BALANCED_OUTSIDE)
+    by_ray = getattr(engine_args, "data_parallel_backend", "mp") == "ray"
+    return (
+        one_by_one
+        or balanced_outside
+        or (_some_engines_elsewhere(engine_args) and not by_ray)
+        or _size(engine_args, "nnodes") > 1
+        or _by_external_launcher(engine_args)
+        or int(environ.get("VLLM_DP_SIZE") or 1) > 1
+    )
+
+
 def _some_engines_elsewhere(engine_args: Any) -> bool:
     local = getattr(engine_args, "data_parallel_size_local", None)
-    return local is not None and int(local) != int(getattr(engine_args, "data_parallel_size", 1) or 1)
+    return local is not None and int(local) != _size(engine_args, "data_parallel_size")
 
 
 def _utilization_left_to_vllm(engine_args: Any) -> str | None:
     if getattr(engine_args, "load_format", None) == "ipc_cache":
         return "another process holds the weights, and vLLM counts them into its share of the device"
-    if getattr(engine_args, "distributed_executor_backend", None) == "external_launcher":
-        return "an external launcher starts the ranks one by one, and each would take the others for neighbours"
-    if getattr(engine_args, "data_parallel_rank", None) is not None:
-        return "data-parallel ranks are started one by one, and each would take the others for neighbours"
     return None
 
 
 def local_ranks(engine_args: Any, environ: Mapping[str, str]) -> int:
-    """Worker processes that this launch starts on this machine (before nodes are taken into account).
+    """Worker processes that this launch starts on this machine; where Ray places them, or more than this machine has
+    devices for, of the whole launch.
 
-    Scripts that run one engine per data-parallel rank say so in ``VLLM_DP_SIZE``: their ranks start together.
+    Scripts that run one engine per data-parallel rank say so in ``VLLM_DP_SIZE``. Their ranks start together, and so do
+    those of ``data_parallel_rank`` and of torchrun (``LOCAL_WORLD_SIZE``): none takes memory before all have planned,
+    for they meet before that (vLLM 0.32: ``EngineCoreProc._init_data_parallel``, ``Worker.init_device``).
     """
-
-    def size(name: str) -> int:
-        return int(getattr(engine_args, name, None) or 1)
-
-    local = getattr(engine_args, "data_parallel_size_local", None)
-    everywhere = max(size("data_parallel_size"), int(environ.get("VLLM_DP_SIZE") or 1))
-    data_parallel = everywhere if local is None else max(1, int(local))
-    return (
-        size("tensor_parallel_size")
-        * size("pipeline_parallel_size")
-        * size("prefill_context_parallel_size")
-        * data_parallel
+    of_one_engine = (
+        _size(engine_args, "tensor_parallel_size")
+        * _size(engine_args, "pipeline_parallel_size")
+        * _size(engine_args, "prefill_context_parallel_size")
     )
+    if _by_external_launcher(engine_args) and environ.get("LOCAL_WORLD_SIZE"):
+        return int(environ["LOCAL_WORLD_SIZE"])
+    everywhere = max(_size(engine_args, "data_parallel_size"), int(environ.get("VLLM_DP_SIZE") or 1))
+    nodes = _size(engine_args, "nnodes")
+    if nodes > 1:  # vLLM spreads all ranks evenly (``EngineArgs.create_engine_config``), or refuses
+        return max(1, of_one_engine * everywhere // nodes)
+    local = getattr(engine_args, "data_parallel_size_local", None)
+    return of_one_engine * (everywhere if local is None else max(1, int(local)))
+
+
+def _by_external_launcher(engine_args: Any) -> bool:
+    return getattr(engine_args, "distributed_executor_backend", None) == "external_launcher"
+
+
+def _size(engine_args: Any, name: str) -> int:
+    return int(getattr(engine_args, name, None) or 1)
 
 
 def _kv_cache_fixed_by(engine_args: Any, environ: Mapping[str, str]) -> str | None:

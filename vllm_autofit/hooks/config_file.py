@@ -39,5 +39,6 @@ SEAMS = (
         ("file_path",),
         load_config_file,
         "knowing what your --config file says",
+        elsewhere=("vllm.utils",),  # up to 0.11.0
     ),
 )

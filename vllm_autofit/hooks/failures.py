@@ -5,12 +5,16 @@ Made where it happens, in the worker or the engine core, so that the figures are
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_autofit.experience.record import MESSAGE_LIMIT
 from vllm_autofit.failures.phase import frames
+from vllm_autofit.hooks.deadline import HOST, within
+from vllm_autofit.hooks.guard import attempt
 from vllm_autofit.hooks.memory_now import memory_now
 from vllm_autofit.hooks.runs import ATTRIBUTE, Run, front_end, record_failure, run_of
 
@@ -21,6 +25,8 @@ SIGKILLED = -9
 """Exit code of a process that was killed from outside: the host's out-of-memory killer, mostly."""
 HANDLES = ("unready_workers", "unready_proc_handles", "workers")
 """Variables of vLLM's executor (0.11 to 0.33) that hold its worker processes, each as ``proc`` of an object."""
+RAY_SAYS_WHERE = re.compile(r"\(pid=\d+, ip=([^,)\s]+)")
+"""In the text of an exception that Ray brings from an actor (Ray 2.60.0)."""
 AVAILABLE = "available_memory"
 """Variable of vLLM's KV sizing (0.11 to 0.33): bytes for the KV cache of one worker, or of each."""
 
@@ -88,7 +94,9 @@ def _numbers(failure: Failure, error: BaseException, run: Run | None) -> dict[st
     ``requested_bytes``: what vLLM was told to take; ``consumed_bytes``: what of that isn't KV cache, at least;
     ``tried_bytes``: what was refused although ``free_bytes`` were there.
     """
-    numbers: dict[str, Any] = {**(memory_now() or {}), **failure.numbers}
+    here = not _is_elsewhere(error)
+    now = attempt("reading the memory", memory_now) if here else None
+    numbers: dict[str, Any] = {**(now or {}), **failure.numbers, **({} if here else {"elsewhere": True})}
     if not failure.is_capacity:
         return numbers
     if failure.resource == "host" and "tried_bytes" in numbers:
@@ -99,7 +107,8 @@ def _numbers(failure: Failure, error: BaseException, run: Run | None) -> dict[st
     if failure.phase == "startup_check" and failure.resource == "host" and run is not None:
         from vllm_autofit.facts.processes import family_bytes
 
-        numbers["own_bytes"] = family_bytes(front_end(run))  # what a neighbour took meanwhile isn't ours
+        own = attempt("reading what this start holds", within, HOST, family_bytes, front_end(run))
+        numbers["own_bytes"] = own  # what a neighbour took meanwhile isn't ours
     left = _left_for_kv_cache(failure, error)
     if requested is not None:
         numbers["requested_bytes"] = requested
@@ -110,6 +119,13 @@ def _numbers(failure: Failure, error: BaseException, run: Run | None) -> dict[st
     elif failure.phase == "profile_run" and "tried_bytes" in numbers and "process_bytes" in numbers:
         numbers["consumed_bytes"] = numbers["process_bytes"] + numbers["tried_bytes"]
     return numbers
+
+
+def _is_elsewhere(error: BaseException) -> bool:
+    """Whether Ray says that this was raised in an actor on another node: its numbers are those of a device there."""
+    ray = sys.modules.get("ray")
+    where = RAY_SAYS_WHERE.search(str(error))
+    return ray is not None and where is not None and where[1] != ray.util.get_node_ip_address()
 
 
 def _requested_bytes(numbers: Mapping[str, Any], run: Run | None) -> int | None:

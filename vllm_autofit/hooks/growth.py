@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vllm_autofit.units import MIB
+
 WINDOW_SECONDS = 600.0
 WINDOWS = 3
 """Free memory has to be lower in each of so many windows in a row, at its best moment: what comes and goes with batches
 doesn't count."""
-LEAST_FALL_BYTES = 64 * 2**20
+LEAST_FALL_BYTES = 64 * MIB
 """A smaller fall from one window to the next is what any process does. Our choice, not measured."""
 WARNED_SECONDS = 4 * 3600.0
 """How long before the end it is said."""

@@ -10,16 +10,18 @@ import importlib
 import importlib.util
 import json
 import os
-import pkgutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_autofit import FIELDS, hooks
 from vllm_autofit.errors import AutofitError, SeamError
 from vllm_autofit.facts import knobs, variables
+
+if TYPE_CHECKING:
+    from vllm_autofit.hooks.seams import Seam
 
 GROUP = "vllm.general_plugins"
 State = Literal["holds", "changed", "missing", "absent"]
@@ -84,32 +86,35 @@ def _host() -> list[dict[str, Any]]:
 
 
 def _seams() -> Iterator[dict[str, Any]]:
-    """Every seam of this room's modules, in their order."""
-    for module in pkgutil.iter_modules(hooks.__path__, f"{hooks.__name__}."):
-        if module.name == __name__:
-            continue
-        for seam in getattr(importlib.import_module(module.name), "SEAMS", ()):
-            state, detail = _probed(seam)
-            yield {
-                "seam": module.name.rpartition(".")[2],
-                "function": f"{seam.module}:{seam.name}",
-                "state": state,
-                "detail": detail,
-                "without": seam.purpose,
-            }
+    from vllm_autofit.hooks.seams import declared  # needs wrapt: what can be said without it is said first
+
+    for room, seam in declared():
+        state, place, detail = _probed(seam)
+        yield {
+            "seam": room,
+            "function": f"{place}:{seam.name}",
+            "state": state,
+            "detail": detail,
+            "without": seam.purpose,
+        }
 
 
-def _probed(seam: Any) -> tuple[State, str]:
+def _probed(seam: Seam) -> tuple[State, str, str]:
+    """How it is, in which module, and what is wrong with it."""
     from vllm_autofit.hooks.seams import probe
 
     gone: State = "absent" if seam.optional else "missing"
-    try:
-        probe(seam, importlib.import_module(seam.module))
-    except SeamError as error:
-        return (gone, "") if error.found == "missing" else ("changed", error.found)
-    except Exception as error:  # modules of other backends may need what isn't installed
-        return gone, f"{type(error).__name__}: {error}"
-    return "holds", ""
+    answers: list[tuple[State, str, str]] = []
+    for place in seam.modules:
+        try:
+            probe(seam, importlib.import_module(place))
+        except SeamError as error:
+            answers.append((gone, place, "") if error.found == "missing" else ("changed", place, error.found))
+        except Exception as error:  # modules of other backends may need what isn't installed
+            answers.append((gone, place, f"{type(error).__name__}: {error}"))
+        else:
+            return "holds", place, ""
+    return next((each for each in answers if each[0] == "changed"), answers[0])
 
 
 if __name__ == "__main__":

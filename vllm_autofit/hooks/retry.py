@@ -11,10 +11,10 @@ from typing import Any
 
 from vllm_autofit.hooks import lease
 from vllm_autofit.hooks.guard import attempt
+from vllm_autofit.hooks.interrupts import ends_at_once
 from vllm_autofit.hooks.refusal import refuse
 from vllm_autofit.hooks.runs import run_of
 from vllm_autofit.hooks.seams import Seam
-from vllm_autofit.hooks.sigterm import ends_as_ctrl_c_does
 
 PURPOSE = "trying again"
 
@@ -28,7 +28,7 @@ def start(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwa
     try:
         refuse(run)
         attempt(lease.PURPOSE, lease.starting, run)
-        with ends_as_ctrl_c_does():
+        with ends_at_once():
             return _start(wrapped, instance, args, kwargs)
     except BaseException:
         attempt(lease.PURPOSE, lease.give_back, run_of(config) or run)

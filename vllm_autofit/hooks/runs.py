@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vllm_autofit import __version__
-from vllm_autofit.experience.record import SCHEMA, Record, now
+from vllm_autofit.experience.record import SCHEMA, Record, new_run_id, now
 from vllm_autofit.hooks.channel import tell
+from vllm_autofit.hooks.deadline import folder, waits, within
+from vllm_autofit.hooks.guard import attempt
 from vllm_autofit.hooks.shared_memory import mapped
 
 ATTRIBUTE = "_vllm_autofit"
+NOTED = "noted"
+"""Set in a run whose end stands below the exception that its user gets."""
 
 KEPT_LATER = 5
 """Exceptions kept of a start that serves."""
@@ -59,6 +63,19 @@ def dp_rank_of(config: Any) -> int:
     return int(getattr(parallel, "data_parallel_rank", 0) if index is None else index)
 
 
+def settings_in_force(config: Any) -> dict[str, Any]:
+    """Of a ``VllmConfig``, those that what a start takes depends on, by their names in ``RunSettings``.
+
+    Without the context, which an engine may still have to fit.
+    """
+    return {
+        "max_num_seqs": int(config.scheduler_config.max_num_seqs),
+        "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+        "enforce_eager": bool(config.model_config.enforce_eager),
+    }
+
+
 def new_run(key: str, cache_dir: Path, contents: Record, *, trouble_is_known: bool = False) -> Run:
     """A start about to happen.
 
@@ -68,15 +85,14 @@ def new_run(key: str, cache_dir: Path, contents: Record, *, trouble_is_known: bo
         contents: the sections ``identity``, ``settings`` and ``plan`` of the record.
         trouble_is_known: the user has been warned about the folder; its other processes keep quiet about it.
     """
-    from vllm_autofit.experience.store import Store
-
-    run_id = Store(cache_dir).new_run_id(key)
+    run_id = attempt("naming this start", _new_run_id, key, cache_dir) or new_run_id()
     return {
         "run_id": run_id,
         "key": key,
         "cache_dir": str(cache_dir),
         "clock": time.time(),
         "trouble_is_known": trouble_is_known,
+        "unrecorded": waits(folder(cache_dir)),
         "record": {
             "schema": SCHEMA,
             "run_id": run_id,
@@ -88,6 +104,12 @@ def new_run(key: str, cache_dir: Path, contents: Record, *, trouble_is_known: bo
             "outcome": {"state": "starting", "at": now(), "pid": os.getpid()},
         },
     }
+
+
+def _new_run_id(key: str, cache_dir: Path) -> str:
+    from vllm_autofit.experience.store import Store
+
+    return new_run_id() if waits(folder(cache_dir)) else within(folder(cache_dir), Store(cache_dir).new_run_id, key)
 
 
 def seconds_since_start(run: Run) -> float:
@@ -139,13 +161,19 @@ def record_phase(run: Run, phase: str) -> None:
 def record_success(run: Run, engine: dict[str, Any]) -> None:
     """Add what one engine measured."""
 
+    _update(run, lambda record: _with_engine(record or _fresh(run), engine))
+
+
+def record_worker(run: Run, engine: dict[str, Any], rank: dict[str, Any]) -> None:
+    """Add what one worker measured of an engine whose core is on another node, and so asks nobody for this record."""
+
     def change(record: Record | None) -> Record:
         record = record or _fresh(run)
-        others = [each for each in record["engines"] if each.get("dp_rank") != engine.get("dp_rank")]
-        record["engines"] = sorted([*others, engine], key=lambda each: each.get("dp_rank") or 0)
-        if record["outcome"]["state"] == "starting":
-            record["outcome"] = _outcome(record, "serving")
-        return record
+        known = [each for each in record["engines"] if each.get("dp_rank") == engine["dp_rank"]]
+        others = [each for found in known for each in found["ranks"] if each.get("rank") != rank.get("rank")]
+        return _with_engine(
+            record, {**engine, "ranks": sorted([*others, rank], key=lambda each: each.get("rank") or 0)}
+        )
 
     _update(run, change)
 
@@ -277,6 +305,15 @@ def _outcome(record: Record, state: str, **more: Any) -> dict[str, Any]:
     return {**kept, "state": state, "at": now(), **more}
 
 
+def _with_engine(record: Record, engine: dict[str, Any]) -> Record:
+    """An engine that came up, instead of what was known of it."""
+    others = [each for each in record["engines"] if each.get("dp_rank") != engine.get("dp_rank")]
+    record["engines"] = sorted([*others, engine], key=lambda each: each.get("dp_rank") or 0)
+    if record["outcome"]["state"] == "starting":
+        record["outcome"] = _outcome(record, "serving")
+    return record
+
+
 def _with_serving(record: Record, dp_rank: int, serving: dict[str, Any]) -> Record:
     """What is known of a device already stays where the new figures leave it open."""
     for engine in record["engines"]:
@@ -301,22 +338,29 @@ def _cause(outcome: dict[str, Any], failure: dict[str, Any]) -> dict[str, Any]:
 
 
 def _update_existing(run: Run, change: Callable[[Record], Record]) -> None:
-    from vllm_autofit.experience.store import Store
-
-    if Store(Path(run["cache_dir"])).path(run["key"], run["run_id"]).exists():
-        _update(run, lambda record: change(record or _fresh(run)))
+    _update(run, lambda record: change(record or _fresh(run)), new=False)
 
 
-def _update(run: Run, change: Callable[[Record | None], Record]) -> None:
-    # Imported here: every process of vLLM's loads this module, few of them write.
-    from vllm_autofit.errors import StoreError
-    from vllm_autofit.experience.store import Store
+def _update(run: Run, change: Callable[[Record | None], Record], *, new: bool = True) -> None:
+    """Change the record; where there is none, make it if it is a ``new`` one."""
+    from vllm_autofit.errors import NoAnswerError, StoreError
 
+    if run.get("unrecorded"):
+        return
     try:
-        Store(Path(run["cache_dir"])).update(run["key"], run["run_id"], change)
-    except StoreError:
+        within(folder(run["cache_dir"]), _write, run, change, new)
+    except (NoAnswerError, StoreError):
         if not run["trouble_is_known"]:
             raise
+
+
+def _write(run: Run, change: Callable[[Record | None], Record], new: bool) -> None:
+    # Imported here: every process of vLLM's loads this module, few of them write.
+    from vllm_autofit.experience.store import Store
+
+    store = Store(Path(run["cache_dir"]))
+    if new or store.path(run["key"], run["run_id"]).exists():
+        store.update(run["key"], run["run_id"], change)
 
 
 def _fresh(run: Run) -> Record:

@@ -1,4 +1,4 @@
-"""What a plan has to say: at once, or, of a plan for another attempt, once that is made."""
+"""What a plan has to say: at once, or, of a plan for another attempt, once that is made; and the last of an error."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def keep_or_say(run: dict[str, Any], warnings: list[str], line: str) -> None:
     run[NAME] = [*((logging.WARNING, f"{warning}.") for warning in warnings), (logging.INFO, line)]
     if not _later.get():
         say(run)
+
+
+def end_with(error: BaseException | None, line: str) -> None:
+    """Python prints a note below the traceback; before 3.11, or without an error, the log has to do."""
+    if error is not None and hasattr(error, "add_note"):
+        error.add_note(f"vllm-autofit: {line}")
+    else:
+        logger.error("vllm-autofit: %s", line)
 
 
 def say(run: dict[str, Any]) -> None:

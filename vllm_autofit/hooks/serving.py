@@ -1,7 +1,7 @@
 """Watches an engine while it serves: samples its memory now and then, keeps its record up to date, notes how it ended.
 
-A daemon thread in the engine core's process does it, beside vLLM: no function of vLLM's waits for it. Whatever happens
-to the process, the record holds what was written last.
+A daemon thread in the engine core's process does it, beside vLLM: no function of vLLM's waits for it, but the last
+one, and that not for long. Whatever happens to the process, the record holds what was written last.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vllm_autofit.hooks.guard import attempt, logger
 from vllm_autofit.hooks.memory_now import allocator_peaks, free_bytes_of
 from vllm_autofit.hooks.runs import Run, record_end, record_serving
 from vllm_autofit.hooks.scheduler import magnitude, tally_of
+from vllm_autofit.units import GIB, MIB
 
 SAMPLE_SECONDS = 5.0
 """Between two samples, and before the first write. A sample takes a fraction of a millisecond (docs/benchmarks.md)."""
@@ -26,8 +27,12 @@ LONGEST_PAUSE_SECONDS = 300.0
 """Between two writes of an engine that serves evenly: what a crash can lose of its counts."""
 QUIET_SECONDS = 30.0
 """Between two writes because the engine fell quiet: what it served until then is kept if it is stopped later."""
-NOTABLE_BYTES = 64 * 2**20
+NOTABLE_BYTES = 64 * MIB
 """Free memory that falls by more than this is written down at once: what uses it up may end the process soon."""
+
+END_SECONDS = 10.0
+"""How long an engine that ends waits until that is written, if a driver or a disk doesn't answer. Both were given up
+before, or are within that time (``deadline.py``)."""
 
 WATCH = "_vllm_autofit_watch"
 Figures = dict[str, Any]
@@ -100,38 +105,41 @@ class Watch:
         self._tally = tally_of(run)
         self._since, self._began = now(), time.monotonic()
         self._pace = Pace(self._began)
-        self._writing = threading.Lock()
+        self._ending = threading.Lock()
+        self._failure: dict[str, Any] | None = None
         self._over = threading.Event()
         self._finalizer = weakref.finalize(engine, self.end)  # collected, or the interpreter ends
-        threading.Thread(target=self._sample_until_over, name="vllm-autofit", daemon=True).start()
+        self._thread = threading.Thread(target=self._sample_until_over, name="vllm-autofit", daemon=True)
+        self._thread.start()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Write the last figures and how it ended. Nothing is written after that."""
-        with self._writing:
-            if self._over.is_set():
-                return
-            self._over.set()
+        """Have the last figures written, and how it ended. Nothing is written after that."""
+        if not self._ending.acquire(blocking=False):
+            return
+        if error is not None:
+            self._failure = described(error)
+        self._over.set()
         self._tally.notable.set()
         self._finalizer.detach()
-        attempt("recording how this engine ended", self._record_end, error)
-
-    def _record_end(self, error: BaseException | None) -> None:
-        failure = None if error is None else described(error)
-        record_end(self._run, self._dp_rank, self._serving(self._figures()), failure)
+        if threading.current_thread() is not self._thread:  # the last to hold the engine may be that thread
+            self._thread.join(END_SECONDS)
 
     def _sample_until_over(self) -> None:
-        while True:
+        """All reading and writing is done here: whatever doesn't answer, the engine doesn't wait for it."""
+        while not self._over.is_set():
             self._tally.notable.wait(SAMPLE_SECONDS)
-            if self._over.is_set():
-                return
             self._tally.notable.clear()
-            attempt("watching this engine", self._sample)
+            if not self._over.is_set():
+                attempt("watching this engine", self._sample)
+        attempt("recording how this engine ended", self._record_end)
 
     def _sample(self) -> None:
         figures = self._figures()
-        with self._writing:
-            if not self._over.is_set() and self._pace.due(time.monotonic(), figures):
-                record_serving(self._run, self._dp_rank, self._serving(figures))
+        if self._pace.due(time.monotonic(), figures):
+            record_serving(self._run, self._dp_rank, self._serving(figures))
+
+    def _record_end(self) -> None:
+        record_end(self._run, self._dp_rank, self._serving(self._figures()), self._failure)
 
     def _figures(self) -> Figures:
         """What was seen so far, this moment included."""
@@ -169,7 +177,7 @@ class Watch:
             logger.warning(
                 "vllm-autofit: %.2f GiB are left on device %d, and ever less: nothing in about %.0f minutes. "
                 "Restart before that, and see who grows (vllm-autofit doctor).",
-                free / 2**30,
+                free / GIB,
                 index,
                 left / 60,
             )

@@ -14,8 +14,9 @@ from typing import Any
 
 from vllm_autofit.hooks.guard import attempt, logger
 from vllm_autofit.hooks.memory_now import memory_now
-from vllm_autofit.hooks.runs import run_of
+from vllm_autofit.hooks.runs import run_of, settings_in_force
 from vllm_autofit.hooks.seams import Seam
+from vllm_autofit.units import GIB
 
 SKIPPED = "_vllm_autofit_profiling_skipped"
 """Attribute of a worker that did without: its report says so."""
@@ -44,29 +45,28 @@ def known_kv_bytes(worker: Any) -> int | None:
     if not lesson or worker.cache_config.kv_cache_memory_bytes is not None or _reserves_for_images(worker):
         return None
     requested = getattr(worker, "requested_memory", None) or getattr(worker, "requested_cpu_memory", None)
-    if not isinstance(requested, int) or _settings(worker) != lesson["settings"]:
+    if not isinstance(requested, int) or settings_in_force(worker.vllm_config) != lesson["settings"]:
         return None
     known = requested - int(lesson["consumed_bytes"])
     now = memory_now() or {}
-    if known <= 0 or (_on_cpu(worker) and known > now.get("free_bytes", 0)):
+    if _talks(worker):
+        if _on_cpu(worker):
+            return None  # vLLM's refusal on one rank would leave it to measure without the others
+        known = max(known, 1)  # vLLM says what is missing
+    elif known <= 0 or (_on_cpu(worker) and known > now.get("free_bytes", 0)):
         return None
     logger.info(
         "vllm-autofit: %.2f GiB for the KV cache as start %s measured; not measured again.",
-        known / 2**30,
+        known / GIB,
         lesson["record"],
     )
     return known
 
 
-def _settings(worker: Any) -> dict[str, Any]:
-    """Those that what a start takes depends on, as ``hooks/launch.py`` writes them into the run."""
-    config = worker.vllm_config
-    return {
-        "max_num_seqs": int(config.scheduler_config.max_num_seqs),
-        "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
-        "kv_cache_dtype": str(config.cache_config.cache_dtype),
-        "enforce_eager": bool(config.model_config.enforce_eager),
-    }
+def _talks(worker: Any) -> bool:
+    """Whether it measures together with other ranks: then all of them must, or none."""
+    parallel = worker.vllm_config.parallel_config
+    return int(parallel.world_size) * int(parallel.data_parallel_size) > 1
 
 
 def _reserves_for_images(worker: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_autofit.hooks.deadline import HOST, within
+from vllm_autofit.hooks.follower import note_end, note_of
 from vllm_autofit.hooks.guard import attempt
 from vllm_autofit.hooks.memory_now import allocator_peaks, memory_now
 from vllm_autofit.hooks.runs import Run, dp_rank_of, front_end, record_peaks, run_of, tell_process
@@ -17,6 +19,7 @@ def init_device(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...
     if run is not None:
         attempt("telling the front end", tell_process, run)
         instance._vllm_autofit_before = attempt("reading the device", _before, run)
+        instance._vllm_autofit_note = attempt("looking who asks this worker", note_of, run, instance.vllm_config)
     return wrapped(*args, **kwargs)
 
 
@@ -25,12 +28,15 @@ def _before(run: Run) -> dict[str, Any] | None:
     from vllm_autofit.facts.processes import family_bytes
 
     memory = memory_now()
-    return memory and {**memory, "own_bytes": family_bytes(front_end(run))}
+    return memory and {**memory, "own_bytes": within(HOST, family_bytes, front_end(run))}
 
 
 def shutdown(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Add the peaks of torch's allocator, which a worker with a process of its own can't tell the engine core later."""
     attempt("recording the workers' peaks", _note_peaks, instance)
+    run = run_of(getattr(instance, "vllm_config", None))
+    if run is not None and getattr(instance, "_vllm_autofit_note", None) is not None:
+        attempt("recording how this node ended", note_end, run)
     return wrapped(*args, **kwargs)
 
 
@@ -67,6 +73,8 @@ def _note_weights(model: Any) -> None:
     object.__setattr__(model, "_vllm_autofit_weights_bytes", sum(storages.values()))
 
 
+UNTIL_0_11 = ("vllm.worker.worker_base",)
+
 SEAMS = (
     Seam(
         "vllm.v1.worker.worker_base",
@@ -74,6 +82,7 @@ SEAMS = (
         (),
         init_device,
         "measuring the workers' memory",
+        elsewhere=UNTIL_0_11,
     ),
     Seam(
         "vllm.v1.worker.worker_base",
@@ -82,6 +91,7 @@ SEAMS = (
         shutdown,
         "recording the workers' peaks",
         optional=True,
+        elsewhere=UNTIL_0_11,
     ),
     Seam(
         "vllm.model_executor.model_loader.base_loader",

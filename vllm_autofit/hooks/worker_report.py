@@ -1,14 +1,19 @@
 """Asks every worker of an engine for its memory figures, wherever it runs.
 
 ``measure`` goes to the workers by value, so a node without vllm-autofit can run it. It must never raise: with several
-workers, vLLM's replies would fall out of step. And it gets no timeout, for the same reason.
+workers, vLLM's replies would fall out of step. For the same reason the call gets no timeout: what of the system might
+not answer, ``measure`` itself asks with a limit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
 import os
 import platform
 import sys
+import threading
 from typing import Any, NamedTuple
 
 RANK_FIGURES = (
@@ -21,11 +26,16 @@ RANK_FIGURES = (
 )
 
 
+HOST_SECONDS = 10.0
+"""For the host's figures, as ``deadline.HOST``: that module may not be where ``measure`` runs."""
+
+
 class Report(NamedTuple):
     """What one worker told.
 
     Attributes:
-        figures: for the record; ``{"error": ...}`` if they couldn't be had.
+        figures: for the record; ``{"error": ...}`` if they couldn't be had. Those of a worker on another host have a
+            ``node``: its name, hashed like ``host`` of an outcome.
         place: where its device can be found from here: ``device_index`` as in ``figures``, ``uuid`` as torch spells it
             (None for a device that isn't CUDA's), ``ordinal`` (CUDA's number of it there), ``in_engine_core`` (whether
             the worker lives in this process). None for a worker on another host.
@@ -49,8 +59,11 @@ def collect(executor: Any) -> list[Report]:
 
 def _report(figures: dict[str, Any]) -> Report:
     told = figures.pop("place", None)
-    if told is None or told.pop("host") != platform.node():
+    if told is None:
         return Report(figures, None)
+    host = told.pop("host")
+    if host != platform.node():
+        return Report({**figures, "node": hashlib.sha256(host.encode()).hexdigest()[:16]}, None)
     in_engine_core = told.pop("pid") == os.getpid()
     return Report(figures, {"device_index": figures["device_index"], **told, "in_engine_core": in_engine_core})
 
@@ -134,15 +147,30 @@ def measure(wrapper: Any) -> dict[str, Any]:
             }
         after = None
         if on_cpu:
-            from vllm.utils import cpu_resource_utils
 
-            node = cpu_resource_utils.get_allowed_cpu_list()[0].numa_node
-            memory = cpu_resource_utils.get_memory_node_info(node)
-            after = {"free_bytes": int(memory.available_memory), "total_bytes": int(memory.total_memory)}
+            def look() -> None:
+                with contextlib.suppress(Exception):  # nobody catches what a thread raises
+                    try:
+                        from vllm.utils import cpu_resource_utils as resources
+                    except ImportError:  # up to 0.19
+                        import psutil
+
+                        host = psutil.virtual_memory()
+                        seen.append({"free_bytes": int(host.available), "total_bytes": int(host.total)})
+                        return
+                    memory = resources.get_memory_node_info(resources.get_allowed_cpu_list()[0].numa_node)
+                    seen.append({"free_bytes": int(memory.available_memory), "total_bytes": int(memory.total_memory)})
+
+            seen: list[dict[str, int]] = []
+            looking = threading.Thread(target=look, daemon=True)
+            looking.start()
+            looking.join(HOST_SECONDS)
+            after = seen[0] if seen else None
         elif snapshot is not None:
-            free, total = torch.cuda.mem_get_info(worker.device)
-            after = {"free_bytes": int(free), "total_bytes": int(total)}
-        return {
+            now = copy.copy(snapshot)
+            now.measure()  # vLLM's own reading: on an integrated device it isn't CUDA's
+            after = {"free_bytes": int(now.free_memory), "total_bytes": int(now.total_memory)}
+        figures = {
             "rank": int(getattr(worker, "rank", 0)),
             "device_index": None if before is None else before["device_index"],
             "weights_bytes": weights,
@@ -157,5 +185,9 @@ def measure(wrapper: Any) -> dict[str, Any]:
             "profiling_skipped": fixed is not None or getattr(worker, "_vllm_autofit_profiling_skipped", False),
             "place": {"host": platform.node(), "pid": os.getpid(), "uuid": uuid, "ordinal": ordinal},
         }
+        note = getattr(wrapper, "_vllm_autofit_note", None)  # hooks/follower.py
+        if note is not None:
+            note(figures)
+        return figures
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}

@@ -1,7 +1,7 @@
 """What vLLM makes of a request: every setting with the value it will have, its own defaults filled in.
 
-The defaults are vLLM's (``engine/arg_utils.py``: ``get_batch_defaults``), read in ten versions from 0.11 to 0.32. Where
-they differ, the rule says from which version on.
+The defaults are vLLM's (``engine/arg_utils.py``: ``get_batch_defaults``), read in eleven versions from 0.11 to 0.33.
+Where they differ, the rule says from which version on.
 """
 
 from __future__ import annotations
@@ -42,6 +42,19 @@ LARGE_DEVICE_BYTES = 70 * GIB
 HUGE_DEVICE_BYTES = 160 * GIB
 HUGE_SINCE: Version = (0, 28)
 """Devices of 160 GiB and more get larger batches in 0.28 and 0.32, not yet in 0.27 (read in each)."""
+
+GB10: tuple[int, int] = (12, 1)
+GB10_SMALL_SINCE: Version = (0, 33)
+"""A device of this compute capability has the memory of a large one, not its compute: small batches since 0.33."""
+
+CPU_BY_SHARE_SINCE: Version = (0, 20)
+"""From here on the CPU worker goes by its share of the memory. Before, its KV cache has the size that
+``VLLM_CPU_KVCACHE_SPACE`` says, else a fixed one, and ``kv_cache_memory_bytes`` means nothing to it
+(``platforms/cpu.py``: ``get_device_total_memory``)."""
+CPU_KV_FRACTION = 0.5
+CPU_KV_FRACTION_SINCE: Version = (0, 13)
+CPU_KV_GIB_BEFORE = 4
+"""That size: half the host's memory (of each of its nodes) from 0.13 to 0.19; 4 GiB before."""
 
 CAPTURE_KNOBS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
 """Parts of the compilation config that have flags of their own."""
@@ -116,7 +129,7 @@ def deployment_of(
         mamba_ssm_cache_dtype=_text(knobs.get("mamba_ssm_cache_dtype")) or "auto",
         mamba_block_size=_number(knobs.get("mamba_block_size")),
         mamba_cache_mode=_text(knobs.get("mamba_cache_mode")),
-        kv_cache_memory_bytes=_kv_cache_bytes(knobs),
+        kv_cache_memory_bytes=_kv_cache_bytes(knobs, device, version),
         blocks_override=_number(knobs.get("num_gpu_blocks_override")),
         cpu_offload_bytes=_gib(knobs.get("cpu_offload_gb")),
         kv_offload_bytes=_gib(knobs.get("kv_offloading_size")),
@@ -161,7 +174,8 @@ def _batch_defaults(device: DeviceFacts, version: Version, usage: Usage, world: 
         return (2048 if server else 4096) * world, (128 if server else 256) * world
     if device.total_bytes >= HUGE_DEVICE_BYTES and version >= HUGE_SINCE:
         return 16384, 1024
-    if device.total_bytes >= LARGE_DEVICE_BYTES and "a100" not in device.name.lower():
+    slow = "a100" in device.name.lower() or (device.compute_capability == GB10 and version >= GB10_SMALL_SINCE)
+    if device.total_bytes >= LARGE_DEVICE_BYTES and not slow:
         return (8192 if server else 16384), 1024
     return (2048 if server else 8192), 256
 
@@ -229,8 +243,12 @@ def _items(asked: Mapping[str, object]) -> dict[str, int] | None:
     return counts or None
 
 
-def _kv_cache_bytes(knobs: Mapping[str, object]) -> int | None:
-    return _number(knobs.get("kv_cache_memory_bytes")) or _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
+def _kv_cache_bytes(knobs: Mapping[str, object], device: DeviceFacts, version: Version) -> int | None:
+    by_variable = _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
+    if device.kind != "cpu" or version >= CPU_BY_SHARE_SINCE:
+        return _number(knobs.get("kv_cache_memory_bytes")) or by_variable
+    half = int(CPU_KV_FRACTION * device.total_bytes)
+    return by_variable or (half if version >= CPU_KV_FRACTION_SINCE else CPU_KV_GIB_BEFORE * GIB)
 
 
 def _count(knobs: Mapping[str, Any], name: str) -> int:

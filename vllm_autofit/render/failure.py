@@ -1,4 +1,5 @@
-"""A failed attempt and a failed start in one line each, and a refused one in a few: why, and what to change."""
+"""A failed attempt, a failed start and an engine that died in one line each, a refused start in a few: why, and what
+to change."""
 
 from __future__ import annotations
 
@@ -32,22 +33,42 @@ def attempt_line(number: int, failure: Failure, before: Mapping[str, Any], after
     return f"attempt {number} failed: {_why(failure)} Trying again with {changes}."
 
 
-def last_line(failure: Failure, *, attempts: int, taught: bool) -> str:
+def last_line(failure: Failure, *, attempts: int, taught: bool, only_once: str = "") -> str:
     """What the user reads last.
 
     Args:
         failure: of the last attempt.
         attempts: how many there were.
         taught: whether the next start plans otherwise because of it.
+        only_once: why no other attempt is made, where other settings might do.
     """
     parts = [_why(failure)]
     if attempts > 1:
         parts.append(f"It was tried {attempts} times.")
+    if only_once:
+        parts.append(f"It isn't tried again by itself: {only_once}.")
     for remedy in failure.get("remedies", ())[:1]:
         parts.append(f"What helps: {_shown(remedy)}.")
     if taught:
         parts.append("The next start knows, and plans for it.")
     return " ".join(parts)
+
+
+def death_line(failure: Failure, requests: int, least_free_bytes: int | None, next_start: str) -> str:
+    """What the user reads when an engine dies while it serves.
+
+    Args:
+        failure: why.
+        requests: what it had answered until then.
+        least_free_bytes: of a device, as far as anybody looked.
+        next_start: a sentence, or nothing.
+    """
+    parts = [f"The engine died while it served, after {requests} requests. {_why(failure)}"]
+    if failure.get("is_capacity") and least_free_bytes is not None:
+        parts.append(f"The least that was seen free: {least_free_bytes / GIB:.2f} GiB.")
+    for remedy in failure.get("remedies", ())[:1]:
+        parts.append(f"What helps: {_shown(remedy)}.")
+    return " ".join([*parts, next_start]).strip()
 
 
 def _why(failure: Failure) -> str:

@@ -155,5 +155,6 @@ def _rank(rank: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     yield label, ", ".join(f"{name} {gib(rank[key])}" for name, key in FIGURES if rank.get(key) is not None)
     before, after = rank.get("before") or {}, rank.get("after") or {}
-    skipped = "; profiling was skipped" if rank.get("profiling_skipped") else ""
-    yield "", f"{'':9}free {gib(before.get('free_bytes'))} before, {gib(after.get('free_bytes'))} after{skipped}"
+    notes = "; profiling was skipped" if rank.get("profiling_skipped") else ""
+    notes += "; on another node" if rank.get("node") else ""
+    yield "", f"{'':9}free {gib(before.get('free_bytes'))} before, {gib(after.get('free_bytes'))} after{notes}"

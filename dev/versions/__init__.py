@@ -1,0 +1,1 @@
+"""Real starts on many versions of vLLM, each in an environment of its own: ``python -m dev.versions``."""
