@@ -2,7 +2,8 @@
 
     python -m benchmarks.accuracy --data FOLDER [--output docs/accuracy.md]
 
-``FOLDER`` holds ``measurements.jsonl`` (starts as published) and ``models.jsonl`` (configs of their models).
+``FOLDER`` holds ``measurements.jsonl`` (starts as published), ``models.jsonl`` (configs of their models) and
+``failures.jsonl`` (texts of failures).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from benchmarks import failures
 from benchmarks.cases import SEEN, Case, Skipped, read_cases
 from benchmarks.fitting import fitted
 from benchmarks.scores import GOALS, KV_WORST, QUANTITIES, WEIGHTS_NOT_TOLD, Score, scores_of
@@ -25,11 +27,13 @@ Group = Callable[[Score], str]
 def main() -> int:
     """Write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with measurements.jsonl and models.jsonl")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with measurements.jsonl, models.jsonl and failures.jsonl"
+    )
     parser.add_argument("--output", type=Path, help="file to write; the terminal without it")
     arguments = parser.parse_args()
     cases, skipped = read_cases(arguments.data)
-    text = report(cases, skipped)
+    text = report(cases, skipped) + _diagnoses(arguments.data)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     else:
@@ -67,6 +71,12 @@ def report(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:
         + "\n".join(f"- {row}: {reason}" for row, reason in sorted(WEIGHTS_NOT_TOLD.items())),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _diagnoses(folder: Path) -> str:
+    """How often ``vllm-autofit diagnose`` is right, in short."""
+    words = failures.scores_and_confusion(failures.read_verdicts(folder))
+    return f"\n## Failures told from their logs\n\nBy phase and by origin: [diagnosis.md](diagnosis.md).\n\n{words}\n"
 
 
 def _introduction(cases: Sequence[Case], skipped: Sequence[Skipped]) -> str:

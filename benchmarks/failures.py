@@ -86,18 +86,20 @@ def read_verdicts(folder: Path) -> list[Verdict]:
     return [Verdict(row, classify_log(row["text"].splitlines(keepends=True))) for row in rows]
 
 
+def scores_and_confusion(verdicts: Sequence[Verdict]) -> str:
+    """How often it is right, and what of lack of memory is taken for what, in Markdown."""
+    confusion = _confusion(
+        verdicts, lambda each: _yes(each.row["is_capacity_failure"]), lambda each: _yes(each.failure.is_capacity)
+    )
+    return f"{_scores(verdicts)}\n\nIs it a lack of memory? Rows are what a text is:\n\n{confusion}"
+
+
 def report(verdicts: Sequence[Verdict]) -> str:
     """The whole report, in Markdown."""
     told = [each for each in verdicts if each.phase_is_told]
     parts = [
         _introduction(verdicts),
-        "## Scores\n\n" + _scores(verdicts),
-        "## Is it a lack of memory?\n\n"
-        + _confusion(
-            verdicts,
-            lambda each: _yes(each.row["is_capacity_failure"]),
-            lambda each: _yes(each.failure.is_capacity),
-        ),
+        "## Scores\n\n" + scores_and_confusion(verdicts),
         "## What ran out\n\n"
         + _confusion(verdicts, lambda each: str(each.row["resource"]), lambda each: each.failure.resource),
         "## Phase, where the text tells it\n\n"
