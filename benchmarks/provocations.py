@@ -1,7 +1,7 @@
 """Real starts that are made to fail for memory, with vllm-autofit and without: does it serve, and if not, how soon and
 with which last words?
 
-    python -m benchmarks.provocations [--only NAME] [--kind serve|LLM] [--keep FILE]
+    python -m benchmarks.provocations [--only NAME] [--kind serve|LLM] [--keep FILE] [--render]
 
 Each cell is kept in a file as soon as it is run, and not run again while it stands there. The table goes into
 docs/benchmarks.md.
@@ -102,21 +102,26 @@ def main() -> int:
     parser.add_argument("--only", default="", help="part of a name")
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--keep", type=Path, default=Path("provocations.jsonl"), help="where cells are kept")
+    parser.add_argument("--render", action="store_true", help="run nothing, write the table of what is kept")
     options = parser.parse_args()
     kept = {(cell.name, cell.kind): cell for cell in _kept(options.keep)}
     wanted = [(provocation, kind) for provocation in matrix() for kind in KINDS]
     with tempfile.TemporaryDirectory() as place:
         model = make_tiny_model(Path(place) / "model")
         for provocation, kind in wanted:
-            asked = options.only in provocation.name and options.kind in (None, kind)
+            asked = not options.render and options.only in provocation.name and options.kind in (None, kind)
             if asked and (provocation.name, kind) not in kept:
                 cell = _cell(provocation, kind, model, Path(place) / f"{len(kept)}")
                 kept[cell.name, cell.kind] = cell
                 with options.keep.open("a") as file:
                     file.write(json.dumps(asdict(cell)) + "\n")
     cells = [kept[provocation.name, kind] for provocation, kind in wanted if (provocation.name, kind) in kept]
-    lines = [*measured_on("python -m benchmarks.provocations", "Seconds to serving, or to the end."), *_table(cells)]
-    if len(cells) == len(wanted):
+    missing = len(wanted) - len(cells)
+    units = "Seconds to serving, or to the end." + (
+        f" {missing} of {len(wanted)} cells weren't run." if missing else ""
+    )
+    lines = [*measured_on("python -m benchmarks.provocations", units), *_table(cells)]
+    if options.render or not missing:
         write_block(BLOCK, lines)
     else:
         print("\n".join(lines))

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from dev.neighbour import GIB, available_and_total
+from vllm_autofit.hooks import guard
 
 T = TypeVar("T")
 Forked = Callable[[Callable[[], Any]], Any]
@@ -32,6 +33,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("VLLM_", "_VLLM_AUTOFIT"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("VLLM_AUTOFIT_CACHE_DIR", str(tmp_path / "records"))
+
+
+@pytest.fixture(autouse=True)
+def _nobody_warned_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours is warned of once in a process: in each test anew."""
+    monkeypatch.setattr(guard, "_warned", False)
 
 
 @pytest.fixture(scope="session")

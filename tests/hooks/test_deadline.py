@@ -84,6 +84,7 @@ from vllm_autofit.errors import NoAnswerError
 from vllm_autofit.hooks.deadline import Limit, within
 
 signal.alarm(60)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 try:
     within(Limit("the driver", 0.1, ""), ctypes.CDLL(None).sleep, 3600)  # as pynvml calls NVML
 except NoAnswerError:

@@ -47,6 +47,7 @@ THE_NET = {
     "vllm_autofit.hooks.guard": "it is what catches the others",
     "vllm_autofit.plugin:register": "vLLM calls it directly; it catches all that it calls",
     "vllm_autofit.hooks.worker_report:measure": "runs inside a worker and catches everything itself",
+    "vllm_autofit.experience.pins:_is_share": "a table holds it since import, so that no other can take its place",
 }
 
 WHEN_A_START_FAILS = (
