@@ -40,6 +40,7 @@ SHARED_WITH_THE_PLAN = (
     "vllm_autofit.memory.overhead",
     "vllm_autofit.planning.defaults",
     "vllm_autofit.planning.planner",
+    "vllm_autofit.planning.sharing",
 )
 """Of those, what the plan for the device needs too."""
 
@@ -73,8 +74,12 @@ AFTER_THE_CONFIG = (
     "vllm_autofit.hooks.executor",
     "vllm_autofit.hooks.failures",
     "vllm_autofit.hooks.front_end",
+    "vllm_autofit.hooks.follower",
     "vllm_autofit.hooks.growth",
     "vllm_autofit.hooks.interrupts",
+    "vllm_autofit.hooks.lease:ended",
+    "vllm_autofit.hooks.lease:starting",
+    "vllm_autofit.hooks.lease:up",
     "vllm_autofit.hooks.lever",
     "vllm_autofit.hooks.limits",
     "vllm_autofit.hooks.memory_now",
