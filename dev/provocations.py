@@ -29,7 +29,7 @@ LEFT_SECONDS = 5.0
 ENGINE_STARTS = "Initializing a V1 LLM engine"
 WEIGHTS = "Starting to load model"
 LOADED = "oading weights took"
-PROFILE = "Warming up model for the compilation"
+PROFILE = "KV cache layout"
 KV_CACHE = "KV cache size: "
 """What vLLM 0.32 says when an engine comes up, and what it does next."""
 
