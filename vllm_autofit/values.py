@@ -70,6 +70,11 @@ class DeviceFacts:
     claimed_bytes: int = 0
     """Of what is free: what other engines of the same user have a claim on and haven't taken yet."""
 
+    @property
+    def memory_kind(self) -> Literal["cuda", "cpu", "unified"]:
+        """What decides how much of it is taken and kept free: ``kind``, or ``unified`` where it is the host's."""
+        return "unified" if self.shares_host else self.kind
+
 
 @dataclass(frozen=True)
 class Model:

@@ -154,7 +154,7 @@ def _budget(device: DeviceFacts, lessons: Lessons, rules: Rules, separate_proces
 def _overhead(device: DeviceFacts, lessons: Lessons, separate_processes: bool, local_ranks: int) -> tuple[int, Source]:
     """What a start takes of a device before vLLM's check."""
     talking = local_ranks if device.kind == "cuda" else device.ranks
-    estimate = startup_overhead("unified" if device.shares_host else device.kind, talking, separate_processes)
+    estimate = startup_overhead(device.memory_kind, talking, separate_processes)
     if lessons.startup_overhead is None:
         return estimate, "estimate"
     return _believable(lessons.startup_overhead.bytes, estimate), lessons.startup_overhead.source
@@ -181,7 +181,7 @@ def _headroom(device: DeviceFacts, lessons: Lessons, rules: Rules) -> tuple[int,
     """
     if rules.headroom_bytes is not None:
         return rules.headroom_bytes, "user"
-    estimate = headroom("unified" if device.shares_host else device.kind, device.total_bytes, rules.policy)
+    estimate = headroom(device.memory_kind, device.total_bytes, rules.policy)
     spare = estimate
     source: Source = "estimate"
     if lessons.headroom is not None and rules.policy != "safe" and not device.shares_host:

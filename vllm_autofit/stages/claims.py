@@ -84,5 +84,5 @@ def room_of(device: DeviceFacts, rules: Rules) -> Room:
     """A device with the headroom that stays free on it, once for all stages."""
     kept = rules.headroom_bytes
     if kept is None:
-        kept = headroom("unified" if device.shares_host else device.kind, device.total_bytes, rules.policy)
+        kept = headroom(device.memory_kind, device.total_bytes, rules.policy)
     return Room(device.total_bytes, device.free_bytes, kept)
