@@ -90,9 +90,8 @@ def _killed(victim: str) -> Iterator[Provocation]:
     who, short = victim.removeprefix("VLLM::"), {"max_model_len": CONTEXT}
     yield Provocation(f"{who} killed (-9) while loading weights", False, short, Trouble(WEIGHTS, kill=victim))
     # From here on less KV cache leaves the host more memory; weights are what they are.
-    eager = {**short, "enforce_eager": True}
     profiling = Trouble(PROFILE, kill=victim)
-    yield Provocation(f"{who} killed (-9) while profiling", True, eager, profiling, environ=WARMS_UP)
+    yield Provocation(f"{who} killed (-9) while profiling", True, short, profiling, environ=WARMS_UP)
     yield Provocation(f"{who} killed (-9) while allocating the KV cache", True, short, Trouble(KV_CACHE, kill=victim))
 
 

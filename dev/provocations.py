@@ -29,12 +29,13 @@ LEFT_SECONDS = 5.0
 ENGINE_STARTS = "Initializing a V1 LLM engine"
 WEIGHTS = "Starting to load model"
 LOADED = "oading weights took"
-PROFILE = "KV cache layout"
+PROFILE = "Warming up model for the compilation"
 KV_CACHE = "KV cache size: "
 """What vLLM 0.32 says when an engine comes up, and what it does next."""
 
 WARMS_UP: Mapping[str, str] = {"VLLM_CPU_CI_ENV": "0"}
-"""So that a CPU worker really profiles: otherwise the tests spare themselves that."""
+"""So that a CPU worker really profiles, which takes as long as compiling does: else the tests spare themselves that.
+Without compilation there is next to nothing to profile."""
 
 UP = ("Application startup complete", "TOKENS 4")
 """What a start says that nothing ended."""

@@ -8,6 +8,7 @@ Nothing is fetched. The tokenizer has one token per byte, so any text can be sen
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +18,56 @@ VOCABULARY = 16384
 """Tokens. `vllm bench latency` sends token numbers below 10000."""
 
 
+Build = Callable[..., Any]
+"""From the options that all of them have, by the names of a ``transformers`` config, to a model."""
+
+DECODER = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+}
+
+
 def make_tiny_model(folder: Path, *, context_tokens: int = CONTEXT_TOKENS) -> Path:
     """A Qwen3 of 6.6 million parameters in ``folder``; made once, then found there."""
-    if (folder / "complete").is_file():
-        return folder
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=context_tokens,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-    return _save(folder, model, tokenizer)
+    def build(**common: Any) -> Any:
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        size = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": context_tokens}
+        return Qwen3ForCausalLM(Qwen3Config(**{**DECODER, **common, **size}))
+
+    return _made(folder, build)
 
 
 def make_tiny_mixture(folder: Path) -> Path:
     """A Qwen3 of which each layer has eight experts."""
-    if (folder / "complete").is_file():
-        return folder
-    import torch
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        moe_intermediate_size=64,
-        num_experts=8,
-        num_experts_per_tok=2,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=CONTEXT_TOKENS,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return _save(folder, Qwen3MoeForCausalLM(config).to(torch.bfloat16), tokenizer)
+    def build(**common: Any) -> Any:
+        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        experts = {"moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2}
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**DECODER, **common, **experts))
+
+    return _made(folder, build)
 
 
 def make_tiny_embedder(folder: Path) -> Path:
     """A BERT embedding model: no KV cache at all."""
-    if (folder / "complete").is_file():
-        return folder
-    import torch
-    from transformers import BertConfig, BertModel
 
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=256,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return _save(folder, BertModel(config), tokenizer)
+    def build(**common: Any) -> Any:
+        from transformers import BertConfig, BertModel
+
+        size = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return BertModel(BertConfig(**common, **size, max_position_embeddings=512))
+
+    return _made(folder, build)
 
 
 def byte_tokenizer(vocabulary_size: int = VOCABULARY, special: dict[str, str] | None = None) -> Any:
@@ -112,7 +88,16 @@ def byte_tokenizer(vocabulary_size: int = VOCABULARY, special: dict[str, str] | 
     )
 
 
-def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
+def _made(folder: Path, build: Build) -> Path:
+    """A model with random weights, the same each time, and its tokenizer; what is there is left alone."""
+    if (folder / "complete").is_file():
+        return folder
+    import torch
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id
+    model = build(vocab_size=VOCABULARY, eos_token_id=end, pad_token_id=end).to(torch.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -12,7 +12,10 @@ import pytest
 import vllm_autofit
 from tests.answers import answered, model_folder
 from tests.builders import GIB
+from tests.claims.test_ledger import entry
 from vllm_autofit.api import Question, _defaults, _version
+from vllm_autofit.claims.claim import Part
+from vllm_autofit.claims.ledger import Ledger
 from vllm_autofit.errors import AutofitError, FlagError, UnknownDeviceError
 from vllm_autofit.values import Model, Plan
 
@@ -159,3 +162,26 @@ def test_a_figure_that_nobody_measured_is_said_to_be_so(model: str) -> None:
 )
 def test_a_device_that_the_estimate_was_not_fitted_to_is_said_to_be(model: str, gpu: str, uncalibrated: bool) -> None:
     assert any("not calibrated" in warning for warning in answered(model, gpu=gpu).plan.warnings) == uncalibrated
+
+
+def test_a_plan_for_this_machine_leaves_what_its_engines_claim(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_AUTOFIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    claim = entry(state="serving", devices={"cpu:0": Part(asleep=GIB)})
+    Ledger(tmp_path).change(lambda claims: [*claims, claim])
+    made = vllm_autofit.plan(model)
+    assert made.budget is not None
+    assert made.budget.claimed_bytes == GIB
+    described = vllm_autofit.plan(model, gpu_free_gib=1.0)
+    assert described.budget is not None
+    assert described.budget.claimed_bytes == 0
+
+
+def test_claims_that_cannot_be_read_are_said_to_be_so(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_AUTOFIT_CACHE_DIR", str(tmp_path))
+    Ledger(tmp_path).path.parent.write_text("a file where a folder should be")
+    assert any("planned without what other engines claim" in each for each in vllm_autofit.plan(model).warnings)

@@ -20,7 +20,7 @@ from vllm_autofit.errors import DeviceError, FlagError, StoreError
 from vllm_autofit.facts.catalogue import find_device
 from vllm_autofit.facts.checkpoint import draft_of, read_model
 from vllm_autofit.facts.config import load_config
-from vllm_autofit.facts.devices import host_memory, nvidia_devices
+from vllm_autofit.facts.devices import check_sizes, host_memory, nvidia_devices
 from vllm_autofit.facts.knobs import without_memory
 from vllm_autofit.facts.model import identify
 from vllm_autofit.facts.request import KNOBS, local_ranks, plain, read_request, speculation
@@ -117,6 +117,7 @@ def answer(question: Question, settings: Settings) -> Answer:
     arguments = SimpleNamespace(model=question.model or "", **{**_defaults(version), **options})
     ranks = _ranks(arguments, environ)
     devices, source, notes = _devices(question, arguments, ranks)
+    devices, unclaimed = _beside_others(question, settings, devices)
     request = _request(arguments, options, environ, question, devices)
     model = None if question.model is None else _model(question.model, options)
     rules = settings.rules if question.policy is None else replace(settings.rules, policy=_policy(question.policy))
@@ -133,7 +134,7 @@ def answer(question: Question, settings: Settings) -> Answer:
     doubts = (*_unknown_version(version_text, version), *_odd_block_size(options))
     unknown = () if made.estimated or model is None else _not_understood(model)
     return Answer(
-        plan=replace(made, warnings=(*doubts, *notes, *unread, *made.warnings, *unknown)),
+        plan=replace(made, warnings=(*doubts, *notes, *unclaimed, *unread, *made.warnings, *unknown)),
         model=model,
         devices=tuple(devices),
         device_source=source,
@@ -143,7 +144,23 @@ def answer(question: Question, settings: Settings) -> Answer:
     )
 
 
-# What past starts on this machine taught
+# What this machine's other engines are going to take, and what past starts on it taught
+
+
+def _beside_others(
+    question: Question, settings: Settings, devices: list[DeviceFacts]
+) -> tuple[list[DeviceFacts], tuple[str, ...]]:
+    """The devices with what is claimed of them, and what to say if that can't be read."""
+    if not question.is_here or question.gpu_free_bytes is not None:
+        return devices, ()
+    # Imported here: most plans are for a device that isn't here, and know nothing of claims.
+    from vllm_autofit.claims.holding import beside
+    from vllm_autofit.claims.ledger import Ledger
+
+    try:
+        return beside(devices, Ledger(settings.cache_dir).claims()), ()
+    except StoreError as error:
+        return devices, (f"planned without what other engines claim: {error}",)
 
 
 def _lessons(
@@ -284,6 +301,8 @@ def _devices(question: Question, arguments: Any, ranks: int) -> tuple[list[Devic
         ]
     if found[0].kind == "cuda" and question.model is not None and ranks > len(found):
         notes.append(f"{ranks} devices are asked for and {len(found)} can be seen here; the others are taken for equal")
+    for device in found:
+        check_sizes(device)
     if question.gpu_free_bytes is not None:
         found = [replace(device, free_bytes=_free(question, device.total_bytes)) for device in found]
         source += ", free memory as given"

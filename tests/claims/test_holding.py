@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from tests.builders import GIB, MIB, cuda, host, start_python
+from tests.claims.test_ledger import entry
 from vllm_autofit.claims import holding
-from vllm_autofit.claims.holding import engine_bytes, identity
+from vllm_autofit.claims.claim import Part
+from vllm_autofit.claims.holding import beside, engine_bytes, identity
 from vllm_autofit.errors import DeviceError
+from vllm_autofit.experience.ending import this_process
 
 HELD = 64 * MIB
 FRONT_END = f"""
@@ -79,3 +82,18 @@ def test_what_cannot_be_seen_counts_as_nothing(monkeypatch: pytest.MonkeyPatch) 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     assert engine_bytes(gone.pid, "cpu:0") == 0
+
+
+def test_beside_others_a_device_has_less_to_give(front_end: tuple[int, int]) -> None:
+    pid, _engine = front_end
+    process = {**this_process(), "pid": pid}
+    starting = entry(process=process, devices={"cpu:0": Part(bytes=GIB, growth=MIB)})
+    asleep = entry(state="serving", devices={"cpu:0": Part(bytes=GIB, asleep=2 * GIB)})
+    first, second = beside([host(), host(index=1)], [starting, asleep])
+    assert first.claimed_bytes == pytest.approx(3 * GIB + MIB - HELD, abs=HELD / 4)
+    assert second.claimed_bytes == 0
+
+
+def test_of_a_process_of_another_container_nothing_is_looked_up() -> None:
+    there = entry(process={**this_process(), "pid_space": "another"}, devices={"cpu:0": Part(bytes=GIB)})
+    assert beside([host()], [there])[0].claimed_bytes == GIB

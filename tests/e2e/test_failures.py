@@ -63,8 +63,7 @@ def test_a_process_that_is_killed_is_named_as_the_cause(
     victim: str, when: str, phase: str, tiny_model: Path, serve_environ: dict[str, str], tmp_path: Path
 ) -> None:
     curable = phase != "weight_load"
-    options = {"max_model_len": 2048, "enforce_eager": curable}
-    killed = Provocation("killed", curable, options, Trouble(when, kill=victim), environ=WARMS_UP)
+    killed = Provocation("killed", curable, {"max_model_len": 2048}, Trouble(when, kill=victim), environ=WARMS_UP)
     outcome = provoke(killed, "LLM", tiny_model, tmp_path, serve_environ)
     assert (outcome.served, outcome.attempts) == ((True, 2) if curable else (False, 1))
     first = min(records(serve_environ), key=lambda record: record["run_id"])

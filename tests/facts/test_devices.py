@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from vllm_autofit.facts.devices import host_memory
+from tests.builders import cuda
+from vllm_autofit.errors import DeviceError
+from vllm_autofit.facts.devices import check_sizes, host_memory
 from vllm_autofit.values import DeviceFacts
 
 GIB = 2**30
@@ -526,3 +529,17 @@ def test_host_memory() -> None:
     assert memory.total_bytes == psutil.virtual_memory().total
     assert 0 < memory.free_bytes < memory.total_bytes
     assert (memory.kind, memory.ranks, memory.size_is_fixed) == ("cpu", 2, False)
+
+
+@pytest.mark.parametrize(
+    ("free", "total"), [(-1, GIB), (2 * GIB, GIB), (0, 0), (1, 2**60), (1.5, GIB), (None, GIB), (1, None)]
+)
+def test_sizes_that_no_device_has_are_named(free: Any, total: Any) -> None:
+    device = replace(cuda(), free_bytes=free, total_bytes=total)
+    with pytest.raises(DeviceError, match=re.escape(f"it says that {free!r} of {total!r} bytes are free")):
+        check_sizes(device)
+
+
+def test_a_device_may_be_full_or_empty() -> None:
+    for free in (0, GIB):
+        check_sizes(replace(cuda(), free_bytes=free, total_bytes=GIB))

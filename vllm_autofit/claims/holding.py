@@ -1,12 +1,17 @@
-"""What an engine holds of a device at this moment, seen from another process."""
+"""What engines hold of a device at this moment, and are going to take, seen from another process."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import psutil
 
+from vllm_autofit.claims.claim import Claim, to_come
 from vllm_autofit.errors import DeviceError
+from vllm_autofit.experience.ending import this_process
 from vllm_autofit.facts.devices import nvidia_processes
 from vllm_autofit.facts.processes import held_bytes
 from vllm_autofit.values import DeviceFacts
@@ -20,6 +25,16 @@ def identity(device: DeviceFacts) -> str | None:
     if device.kind == "cpu":
         return f"cpu:{device.index}"
     return device.uuid.removeprefix("GPU-").removeprefix("MIG-") or None
+
+
+def beside(devices: Sequence[DeviceFacts], claims: Sequence[Claim]) -> list[DeviceFacts]:
+    """The devices, with what engines have a claim on and haven't taken yet."""
+    clock, here = time.monotonic(), this_process()
+
+    def taken(claim: Claim, place: str) -> int:
+        return engine_bytes(claim.pid, place) if claim.counts_like(here) else 0
+
+    return [replace(each, claimed_bytes=to_come(claims, identity(each) or "", clock, taken)) for each in devices]
 
 
 def engine_bytes(front_end: int, device: str) -> int:

@@ -15,6 +15,7 @@ from vllm_autofit.errors import DeviceError
 from vllm_autofit.facts.cgroups import memory_room
 from vllm_autofit.facts.client_limits import WSL_UNSEEN_BYTES, in_wsl, mps_limit
 from vllm_autofit.facts.unified import INTEGRATED, host_pool, jetson
+from vllm_autofit.units import MOST_BYTES
 from vllm_autofit.values import DeviceFacts
 
 CPU_FEATURES = ("avx512_bf16", "amx_tile")
@@ -60,6 +61,18 @@ def nvidia_devices(
             if len({(device.name, device.total_bytes) for device in everyone}) > 1:
                 return everyone
         return devices
+
+
+def check_sizes(device: DeviceFacts) -> None:
+    """A driver may say anything.
+
+    Raises:
+        DeviceError: the sizes aren't what a device can have.
+    """
+    total, free = device.total_bytes, device.free_bytes
+    if not (isinstance(total, int) and isinstance(free, int) and 0 < total <= MOST_BYTES and 0 <= free <= total):
+        told = f"it says that {free!r} of {total!r} bytes are free"
+        raise DeviceError(device.name, told, "Compare with what nvidia-smi or free say")
 
 
 def nvidia_processes(environ: Mapping[str, str]) -> list[tuple[DeviceFacts, dict[int, int | None]]]:

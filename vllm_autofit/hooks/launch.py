@@ -18,6 +18,7 @@ from vllm_autofit.experience.lessons import lessons_from
 from vllm_autofit.experience.pins import check_settings
 from vllm_autofit.experience.recall import recall
 from vllm_autofit.experience.store import Store
+from vllm_autofit.facts.devices import check_sizes
 from vllm_autofit.facts.model import ModelIdentity, identify
 from vllm_autofit.facts.processes import family_bytes
 from vllm_autofit.facts.request import read_request
@@ -34,7 +35,6 @@ from vllm_autofit.planning.defaults import LAUNCHES, NEWEST, Usage, parsed_versi
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.render.line import plan_line, remedies_text
 from vllm_autofit.settings import Settings, read_settings
-from vllm_autofit.units import MOST_BYTES
 from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, Lessons, Plan, Request
 
 IDENTIFYING_KNOBS = (
@@ -144,14 +144,7 @@ def _devices(engine_args: Any) -> tuple[int | None, list[DeviceFacts]]:
     limit = of_devices(platform.device_type())
     visible, devices = within(limit, lambda: (platform.visible_devices(), platform.read_devices(engine_args)))
     for device in devices:
-        sizes = (device.total_bytes, device.free_bytes)
-        if (
-            not all(isinstance(size, int) for size in sizes)
-            or not 0 <= sizes[1] <= sizes[0] <= MOST_BYTES
-            or not sizes[0]
-        ):
-            told = f"it says that {sizes[1]!r} of {sizes[0]!r} bytes are free"
-            raise DeviceError(device.name, told, "Compare with what nvidia-smi or free say")
+        check_sizes(device)
     return visible, devices
 
 

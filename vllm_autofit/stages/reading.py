@@ -7,11 +7,12 @@ Two schemas: ``stage_args`` (up to 0.20, a few files of 0.24), where a stage hol
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vllm_autofit.errors import StageFileError
 from vllm_autofit.stages.stage import SHARE, Place, Stage, StageFile
@@ -82,20 +83,7 @@ def read_text(path: Path) -> str:
         raise StageFileError(str(path), f"it can't be read ({reason})", "Name a YAML file of stages") from error
 
 
-def yaml_library() -> Any:
-    """PyYAML, which vLLM brings along.
-
-    Raises:
-        StageFileError: it isn't installed.
-    """
-    try:
-        return importlib.import_module("yaml")
-    except ImportError as error:
-        raise StageFileError("a file of stages", "reading YAML needs PyYAML", "pip install pyyaml") from error
-
-
 def _content(path: Path, text: str) -> Mapping[str, Any]:
-    yaml = yaml_library()
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

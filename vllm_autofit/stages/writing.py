@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from vllm_autofit.errors import StageFileError
-from vllm_autofit.stages.reading import yaml_library
 from vllm_autofit.stages.stage import SHARE, Stage, StageFile
 
 
@@ -31,7 +32,7 @@ class _Writer:
     def __init__(self, file: StageFile) -> None:
         self._file = file
         self._end = "\r\n" if "\r\n" in file.text else "\n"
-        self._root = yaml_library().compose(file.text, Loader=yaml_library().SafeLoader)
+        self._root = yaml.compose(file.text, Loader=yaml.SafeLoader)
         self._edits: dict[tuple[int, int], str] = {}
         self._new_entries: dict[tuple[str, ...], list[tuple[Stage, float]]] = {}
 
@@ -135,7 +136,7 @@ def _value(mapping: Any, key: str) -> Any:
 
 def _says(entry: Any, number: int) -> bool:
     node = _value(entry, "stage_id")
-    return node is not None and bool(yaml_library().safe_load(str(node.value)) == number)
+    return node is not None and bool(yaml.safe_load(str(node.value)) == number)
 
 
 def _is_one_line(key: Any, value: Any) -> bool:
