@@ -1,10 +1,10 @@
 """Engines of one user that start in the same second on one device: do all of them serve, and does any ask for what
 another has?
 
-    python -m benchmarks.together [--rounds N] [--only NAME] [--keep FILE]
+    python -m benchmarks.together [--rounds 20] [--plain-rounds 5] [--most N] [--only NAME] [--keep FILE]
 
 Each round is kept in a file as soon as it is run, and not run again while it stands there; `--most` runs that many more
-and leaves the rest for later. The table goes into docs/benchmarks.md once every round is there.
+and leaves the rest for later. The table goes into docs/benchmarks.md, and says how many rounds are missing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from vllm_autofit.units import MIB
 BLOCK = "together"
 COMMAND = "python -m benchmarks.together"
 ROUNDS = 20
+PLAIN_ROUNDS = 5
+"""Of plain vLLM beside it."""
 FLAGS = ("--enforce-eager", "--max-model-len", "2048")
 SAMPLE_SECONDS = 0.5
 START_SECONDS = 200.0
@@ -254,6 +256,7 @@ def main() -> int:
     """Run the rounds, as far as they aren't kept, and write their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--plain-rounds", type=int, default=PLAIN_ROUNDS)
     parser.add_argument("--most", type=int, default=sys.maxsize, help="rounds to run now")
     parser.add_argument("--only", default="", help="part of a case's name")
     parser.add_argument("--keep", type=Path, default=Path("together.jsonl"), help="where rounds are kept")
@@ -263,7 +266,14 @@ def main() -> int:
         [Round(**json.loads(line)) for line in options.keep.read_text().splitlines()] if options.keep.exists() else []
     )
     done = {(each.case, each.ours, each.number) for each in kept}
-    wanted = [(case, ours, number) for number in range(options.rounds) for case in CASES for ours in (True, False)]
+    rounds = {True: options.rounds, False: options.plain_rounds}
+    wanted = [
+        (case, ours, number)
+        for number in range(max(rounds.values()))
+        for case in CASES
+        for ours in rounds
+        if number < rounds[ours]
+    ]
     missing = [each for each in wanted if (each[0].name, *each[1:]) not in done and options.only in each[0].name]
     with tempfile.TemporaryDirectory() as place:
         model = make_tiny_model(Path(place) / "model")

@@ -151,6 +151,8 @@ class Lessons:
     """Fields whose values the user pinned."""
     elsewhere: Elsewhere | None = None
     """Where workers of a start ran on other nodes."""
+    killed_compiling: str | None = None
+    """A start that was killed, for the machine's memory as it seems, while vLLM compiled and profiled."""
 
 
 @dataclass(frozen=True)

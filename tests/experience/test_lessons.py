@@ -313,3 +313,41 @@ def test_what_is_pinned_comes_along() -> None:
 )
 def test_a_record_without_figures_teaches_nothing(start: Record) -> None:
     assert lessons_from([start]) == Lessons()
+
+
+# A kill while vLLM compiles
+
+
+def killed_while(phase: str, run_id: str = "b", eager: bool = False, **more: Any) -> Record:
+    outcome = {"state": "failed", "failure": {"phase": phase, "type": "killed", "numbers": {}}}
+    return record(run_id, settings={"enforce_eager": {"value": eager}}, outcome=outcome, **more)
+
+
+def came_up(run_id: str, eager: bool) -> Record:
+    engine = {
+        "max_model_len": 8192,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 2048,
+        "kv_cache_dtype": "auto",
+        "enforce_eager": eager,
+    }
+    return measured(run_id, engine=engine)
+
+
+def test_a_start_that_was_killed_while_it_compiled_is_remembered_until_one_comes_up_compiled() -> None:
+    assert lessons_from([killed_while("profile_run")]).killed_compiling == "b"
+    assert lessons_from([came_up("c", eager=True), killed_while("profile_run")]).killed_compiling == "b"
+    assert lessons_from([came_up("c", eager=False), killed_while("profile_run")]).killed_compiling is None
+
+
+def test_no_other_kill_says_anything_about_compiling() -> None:
+    assert lessons_from([killed_while("weight_load")]).killed_compiling is None
+    assert lessons_from([killed_while("profile_run", eager=True)]).killed_compiling is None
+    told = killed_while("profile_run")
+    told["outcome"]["failure"]["type"] = "MemoryError"
+    assert lessons_from([told]).killed_compiling is None
+
+
+def test_a_kill_of_long_ago_is_forgotten() -> None:
+    old = killed_while("profile_run", started_at=(NOON - datetime.timedelta(days=FAILURE_DAYS + 1)).isoformat())
+    assert lessons_from([old], now=NOON).killed_compiling is None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_autofit.hooks.lever import Lever, lever, missing_share, turned
+from vllm_autofit.hooks.lever import Lever, is_there_again, lever, missing_share, turned
 from vllm_autofit.values import AUTO_CONTEXT
 
 BEFORE: dict[str, Any] = {
@@ -40,6 +40,32 @@ def test_what_the_five_fields_do_not_govern_has_no_lever() -> None:
     assert lever(failure("kv_alloc", "shm"), "cpu") is None
     assert lever(failure("weight_load"), "cuda") is None
     assert lever(failure("kv_alloc", is_capacity=False), "cuda") is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_kill_while_vllm_compiles_wants_nothing_but_that_it_does_not(device: str) -> None:
+    killed = {**failure("profile_run", "host"), "type": "killed"}
+    assert lever(killed, device) == "eager"
+    assert lever({**killed, "phase": "weight_load"}, device) is None
+    assert turned("eager", BEFORE, {**BEFORE, "enforce_eager": True})
+    assert not turned("eager", BEFORE, {**BEFORE, "gpu_memory_utilization": 0.5, "max_num_seqs": 8})
+
+
+@pytest.mark.parametrize(
+    ("phase", "requested", "free", "there"),
+    [
+        ("startup_check", 30, 70, True),
+        ("startup_check", 30, 69, False),
+        ("kv_alloc", 30, 70, False),
+        ("startup_check", None, 70, False),
+    ],
+)
+def test_what_was_missing_at_the_check_may_be_free_by_now(
+    phase: str, requested: int | None, free: int, there: bool
+) -> None:
+    failed = {**failure(phase), "numbers": {"requested_bytes": requested}}
+    assert is_there_again(failed, {"free_bytes": free, "startup_overhead_bytes": 10, "ranks": 2}) is there
+    assert not is_there_again(failed, None)
 
 
 @pytest.mark.parametrize(

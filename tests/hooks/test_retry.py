@@ -259,6 +259,44 @@ def test_a_process_that_was_killed_is_told_by_the_front_end(engine: Any, tmp_pat
     assert (newest["phase"], newest["resource"]) == ("kv_alloc", "host")
 
 
+def killed_compiling(config: Config) -> None:
+    tell(run_of(config) or {}, phase="profile_run")
+    raise RuntimeError("Engine core initialization failed. Failed core proc(s): {'EngineCore': -9}")
+
+
+def test_an_engine_core_that_is_killed_while_it_compiles_is_made_again_without(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def eager(self: Arguments) -> Config:
+        config = config_with(self.folder, 0.9)
+        (run_of(config) or {})["record"]["settings"]["enforce_eager"] = {"value": True}
+        return config
+
+    monkeypatch.setattr(Arguments, "create_engine_config", eager)
+    engine.outcomes = [killed_compiling, works]
+    assert make(engine, config_with(tmp_path)).config
+    newest = failed_here(KEY)[0]["outcome"]["failure"]
+    assert (newest["phase"], newest["type"]) == ("profile_run", "killed")
+    assert newest["remedies"][0]["flag"] == "--enforce-eager"
+
+
+def test_memory_that_came_back_is_asked_for_again(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    requested = "Free memory on device cuda:0 ({}/80.0 GiB) on startup is less than desired GPU memory utilization"
+    refused = fails(f"{requested.format(40.0)} (0.9, 72.0 GiB).", "request_memory")
+    again = config_with(tmp_path)
+    budget = {"free_bytes": 78 * 2**30, "startup_overhead_bytes": 2**30, "ranks": 1}
+    (run_of(again) or {})["record"]["plan"]["budget"] = budget
+    config = config_with(tmp_path)
+    run = run_of(config) or {}
+    arguments = SimpleNamespace(create_engine_config=lambda: again)
+    origin.keep(config, run, origin.Origin(arguments, (), {}))
+    engine.outcomes = [refused, works]
+    assert engine(vllm_config=config).config
+    assert "Trying again with the same settings: what was missing is free now." in caplog.text
+
+
 def test_an_interrupt_ends_it_at_once(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.outcomes = [interrupted, works]
     with pytest.raises(KeyboardInterrupt):

@@ -56,6 +56,18 @@ def test_the_context_is_left_to_vllm_to_fit() -> None:
     assert "8192 tokens" in decision.why
 
 
+def test_after_a_kill_while_it_compiled_a_start_does_without() -> None:
+    lessons = Lessons(killed_compiling="20261121T120000Z-1-aaaa")
+    for model in (None, llama()):
+        plan = make_plan(request(), [cuda()], lessons, Rules(), model=model)
+        assert plan.filled["enforce_eager"] is True
+        assert plan.decision("enforce_eager").source == "record"
+        assert any("start 20261121T120000Z-1-aaaa was killed" in warning for warning in plan.warnings)
+    own = make_plan(request({"enforce_eager": False}), [cuda()], lessons, Rules())
+    assert own.decision("enforce_eager").value is False
+    assert "enforce_eager" not in own.filled
+
+
 def test_the_other_three_fields_stay_with_vllm() -> None:
     plan = make_plan(request(), [cuda()], Lessons(), Rules())
     assert plan.filled.keys() == {"gpu_memory_utilization", "max_model_len"}

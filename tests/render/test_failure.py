@@ -49,6 +49,11 @@ def test_an_attempt_says_what_the_next_one_does_otherwise() -> None:
     assert line.startswith("attempt 1 failed: The device ran out")
 
 
+def test_an_attempt_with_the_same_settings_says_why() -> None:
+    said = attempt_line(1, OOM, BEFORE, BEFORE)
+    assert said.endswith("Trying again with the same settings: what was missing is free now.")
+
+
 def test_a_refusal_has_reasons_holders_remedies_and_the_way_around_it() -> None:
     text = refusal_text(["3 GiB are missing"], ["--max-model-len 8192: 2 GiB"], [holder_text(7, GIB, "python x", "me")])
     assert text.splitlines() == [

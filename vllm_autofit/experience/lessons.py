@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import islice
 
 from vllm_autofit.experience import observed
-from vllm_autofit.experience.record import Record
+from vllm_autofit.experience.record import KILLED, Record
 from vllm_autofit.units import MIB
 from vllm_autofit.values import Elsewhere, FieldValue, Lessons, Measured, RunSettings
 
@@ -89,6 +89,7 @@ def lessons_from(
         skip_profiling=_skip_profiling(own),
         pinned=dict(pinned or {}),
         elsewhere=_elsewhere(own),
+        killed_compiling=_killed_compiling(own, failures),
     )
 
 
@@ -202,6 +203,19 @@ def _skip_profiling(records: Sequence[Record]) -> Measured | None:
         return None
     alike = [each for each in measured[:CONSIDERED] if each.settings == measured[0].settings]
     return max(alike, key=lambda each: each.bytes)
+
+
+def _killed_compiling(records: Sequence[Record], failures: Sequence[Record]) -> str | None:
+    """The newest start that was killed before it had a KV cache, unless one came up compiled since."""
+    for record in records:
+        settings = observed.run_settings(record)
+        if record["engines"] and settings is not None and not settings.enforce_eager:
+            return None
+        failure = observed.failure_of(record)
+        killed = failure.get("type") == KILLED and failure.get("phase") == "profile_run"
+        if killed and not observed.was_eager(record) and record in failures:
+            return str(record["run_id"])
+    return None
 
 
 def _survived(record: Record, judge: Ending) -> bool:

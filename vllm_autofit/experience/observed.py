@@ -135,6 +135,11 @@ def run_settings(record: Record) -> RunSettings | None:
     return None
 
 
+def was_eager(record: Record) -> bool:
+    """Whether it was to do without compiling, as planned."""
+    return bool((record["settings"].get("enforce_eager") or {}).get("value"))
+
+
 def terms(record: Record) -> dict[str, int]:
     """By the names of ``Demand``'s terms: what the fullest rank measured. ``consumed``: all that isn't KV cache."""
     found: dict[str, int] = {}

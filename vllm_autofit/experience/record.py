@@ -42,6 +42,8 @@ LARGEST_BYTES = 2**50
 """1 PiB. No device or host has more; a figure above it, or below zero, is damage."""
 LARGEST_NUMBER = 2**53
 """Whole numbers above it are not the same in every reader of JSON."""
+KILLED = "killed"
+"""Type of a failure of which no more is known than that a process was killed from outside."""
 MESSAGE_LIMIT = 2000
 TEXT_LIMIT = 4000
 """Characters of any text; what is longer is cut."""

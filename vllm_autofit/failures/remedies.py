@@ -20,6 +20,9 @@ LEAST_USEFUL_SHARE = 0.3
 MORE_DEVICES = Remedy("spread the model over more devices", "--tensor-parallel-size", "each then holds a part of it")
 QUANTISED = Remedy("use quantised weights, or a smaller model", "--quantization", "they take less memory")
 EAGER = Remedy("go without CUDA graphs", "--enforce-eager", "nothing is captured; decoding gets slower")
+UNCOMPILED = Remedy(
+    "go without compiling", "--enforce-eager", "compiling takes memory of the machine; vLLM gets slower"
+)
 FP8_KV = Remedy("store the KV cache in 8 bits", "--kv-cache-dtype fp8", "the same memory holds twice the tokens")
 FEWER_SEQUENCES = Remedy("run fewer sequences at once", "--max-num-seqs", "batches get smaller, their buffers too")
 SMALLER_BATCHES = Remedy(
@@ -60,7 +63,7 @@ def remedies(kind: str, failure: Failure, utilization: float | None) -> tuple[Re
     if kind in _BY_KIND:
         return _BY_KIND[kind]
     if failure.resource == "host":
-        return _on_host(failure)
+        return _on_host(kind, failure)
     return _on_device(failure, numbers.get("gpu_memory_utilization", utilization))
 
 
@@ -102,7 +105,7 @@ def _on_device(failure: Failure, utilization: float | None) -> tuple[Remedy, ...
     return (less, CLOSE_OTHERS)
 
 
-def _on_host(failure: Failure) -> tuple[Remedy, ...]:
+def _on_host(kind: str, failure: Failure) -> tuple[Remedy, ...]:
     numbers, phase = failure.numbers, failure.phase
     if phase == "startup_check":
         return (_utilization_of_free(numbers), MORE_HOST)
@@ -119,7 +122,9 @@ def _on_host(failure: Failure) -> tuple[Remedy, ...]:
             Remedy("hold fewer or smaller adapters", "--max-loras, --max-lora-rank", "their buffers are made at start"),
             MORE_HOST,
         )
-    if phase == "profile_run" or (phase == "runtime" and "tried_bytes" in numbers):
+    if phase == "profile_run":
+        return (UNCOMPILED, SMALLER_BATCHES, MORE_HOST) if kind == "sigkill" else (SMALLER_BATCHES, MORE_HOST)
+    if phase == "runtime" and "tried_bytes" in numbers:
         return (SMALLER_BATCHES, MORE_HOST)
     if phase == "weight_load" and "tried_bytes" in numbers:
         return (QUANTISED, MORE_HOST)

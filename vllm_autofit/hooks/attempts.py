@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm_autofit import FIELDS
 from vllm_autofit.hooks import aftermath, lease, platform
 from vllm_autofit.hooks.channel import close_channel, heard, open_channel
 from vllm_autofit.hooks.deadline import of_devices, within
-from vllm_autofit.hooks.failures import described
+from vllm_autofit.hooks.failures import described, killed, was_killed
 from vllm_autofit.hooks.guard import attempt, logger
-from vllm_autofit.hooks.lever import Lever, lever, missing_share, turned
+from vllm_autofit.hooks.lever import Lever, is_there_again, lever, missing_share, turned
 from vllm_autofit.hooks.origin import origin_of
 from vllm_autofit.hooks.runs import Run, more_telling, record_failed_here, run_of
 from vllm_autofit.hooks.saying import end_with, say
@@ -88,8 +88,7 @@ class Attempts:
             attempt(lease.PURPOSE, lease.failed, self._run)
             config = self._origin.config()
             before, after = _values(self._run), _values(run_of(config))
-            missing = missing_share(way, failure, self._kv_cache_is_fixed())
-            taught = after is not None and before is not None and turned(way, before, after, missing)
+            taught = self._will_do(way, failure, run_of(config))
             if taught:
                 logger.warning("vllm-autofit: %s", attempt_line(self._made, failure, before or {}, after or {}))
                 aftermath.sweep(told, self._since)
@@ -102,9 +101,17 @@ class Attempts:
             end_with(error, last_line(failure, attempts=self._made, taught=taught, only_once=once))
         return False
 
+    def _will_do(self, way: Lever, failure: dict[str, Any], another: Run | None) -> bool:
+        """Whether another attempt differs as the failure asks for, or finds now what was missing then."""
+        before, after = _values(self._run), _values(another)
+        if before is None or after is None or another is None:
+            return False
+        missing = missing_share(way, failure, self._kv_cache_is_fixed())
+        return turned(way, before, after, missing) or is_there_again(failure, another["record"]["plan"].get("budget"))
+
     def _will_change(self, way: Lever | None) -> bool:
         """Whether a later plan may turn the lever: not what the user set."""
-        fields = {"less": FIELDS[:1], "more": FIELDS, None: ()}[way]
+        fields: Collection[str] = {"less": FIELDS[:1], "more": FIELDS, "eager": ("enforce_eager",), None: ()}[way]
         return any(self._run["record"]["settings"][name].get("chosen_by") != "user" for name in fields)
 
     def _cause(self, error: Exception, told: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,7 +122,10 @@ class Attempts:
                 cause = more_telling(cause, each["failure"])
         cause = more_telling(cause, described(error, self._run))
         phases = [each["phase"] for each in told if "phase" in each]
-        return {**cause, "phase": phases[-1]} if cause["phase"] == "other" and phases else cause
+        if cause["phase"] != "other" or not phases:
+            return cause
+        # What an engine core that was killed left is vLLM's word for it: how far it had come decides what helps.
+        return killed(phases[-1]) if was_killed(cause) else {**cause, "phase": phases[-1]}
 
     def _take_over(self, config: Any) -> None:
         """Everybody who holds the config of the failed attempt holds the new one from now on."""

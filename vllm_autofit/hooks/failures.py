@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_autofit.experience.record import MESSAGE_LIMIT
+from vllm_autofit.experience.record import KILLED, MESSAGE_LIMIT
 from vllm_autofit.failures.phase import frames
 from vllm_autofit.hooks.deadline import HOST, within
 from vllm_autofit.hooks.guard import attempt
@@ -66,7 +66,14 @@ def killed(phase: Phase) -> dict[str, Any]:
 
     failure = Failure(SIGKILL.is_capacity, SIGKILL.resource, phase, SIGKILL.cause)
     failure = replace(failure, remedies=remedies(SIGKILL.name, failure, None))
-    return {**_told(failure), "type": "killed", "message": "", "numbers": {}}
+    return {**_told(failure), "type": KILLED, "message": "", "numbers": {}}
+
+
+def was_killed(failure: Mapping[str, Any]) -> bool:
+    """Whether a failure is known by no more than a process that was killed from outside."""
+    from vllm_autofit.failures.kinds import SIGKILL
+
+    return bool(failure["cause"] == SIGKILL.cause)
 
 
 def run_behind(error: BaseException) -> Run | None:

@@ -1,7 +1,8 @@
 """Which way settings must move after a failure, and whether they do. Pure.
 
 Running out beside what vLLM asked for wants LESS of the device; a KV cache without room wants MORE, or less of all that
-isn't KV cache. Turning the wrong way makes it worse.
+isn't KV cache. Turning the wrong way makes it worse. A machine that runs out while vLLM compiles and profiles, before
+there is a KV cache, is helped by neither: only by not compiling.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_autofit.experience.lessons import TAKES_LESS, TAKES_MORE
+from vllm_autofit.experience.record import KILLED
 from vllm_autofit.values import AUTO_CONTEXT
 
-Lever = Literal["less", "more"]
+Lever = Literal["less", "more", "eager"]
 Settings = Mapping[str, Any]
 """Values of the five fields."""
 
@@ -30,6 +32,8 @@ def lever(failure: Mapping[str, Any], device_kind: str) -> Lever | None:
         failure: as ``failures.described`` makes it.
         device_kind: ``cuda`` or ``cpu``: what the five fields govern is that device's memory.
     """
+    if failure.get("type") == KILLED and failure["phase"] == "profile_run":
+        return "eager"
     governed = ("host", "device") if device_kind == "cpu" else ("device",)
     if not failure.get("is_capacity") or failure.get("resource") not in governed:
         return None
@@ -51,11 +55,26 @@ def turned(way: Lever, before: Settings, after: Settings, missing: float = 0.0) 
     step = max(LEAST_STEP, ENOUGH * missing)
     change = (after["gpu_memory_utilization"] or 0) - (before["gpu_memory_utilization"] or 0)
     takes_less = _fewer(before["max_num_seqs"], after["max_num_seqs"]) or _eager(before, after)
+    if way == "eager":
+        return _eager(before, after)
     if way == "less":
         return change <= -step or (takes_less and change < LEAST_STEP)
     shorter = _fewer(before["max_model_len"], after["max_model_len"])
     smaller_kv = before["kv_cache_dtype"] != after["kv_cache_dtype"] and "8" in str(after["kv_cache_dtype"])
     return change >= step or takes_less or shorter or smaller_kv
+
+
+def is_there_again(failure: Mapping[str, Any], budget: Mapping[str, Any] | None) -> bool:
+    """Whether what a check at the start missed is free now: then the same settings do.
+
+    Args:
+        failure: as ``failures.described`` makes it.
+        budget: of the next attempt.
+    """
+    requested = failure["numbers"].get("requested_bytes")
+    if failure["phase"] != "startup_check" or budget is None or not isinstance(requested, int):
+        return False
+    return bool(requested * budget["ranks"] + budget["startup_overhead_bytes"] <= budget["free_bytes"])
 
 
 def missing_share(way: Lever, failure: Mapping[str, Any], kv_cache_is_fixed: bool) -> float:

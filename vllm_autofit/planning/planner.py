@@ -75,6 +75,10 @@ def make_plan(
     pins = {name: value for name, value in lessons.pinned.items() if name not in request.set_by_user}
     request = replace(request, values={**request.values, **pins}, set_by_user=request.set_by_user | pins.keys())
     warnings += _headroom_of_users(lessons, rules)
+    uncompiled = _uncompiled(request, lessons)
+    if uncompiled is not None:
+        request = replace(request, values={**request.values, uncompiled.field: uncompiled.value})
+        warnings.append(uncompiled.why)
     devices = [*devices, *_devices_elsewhere(request, devices, lessons, separate_processes)]
     if "gpu_memory_utilization" in request.set_by_user:
         rules = replace(rules, share=None)  # the closer word counts
@@ -100,6 +104,7 @@ def make_plan(
     decisions = {
         "gpu_memory_utilization": _utilization(request, ours, warnings),
         "max_model_len": _context(request, rules, context_automatic, weighing),
+        **({} if uncompiled is None else {uncompiled.field: uncompiled}),
     }
     for name in FIELDS:
         decisions.setdefault(name, _conceded(request, name, weighing) or _left_alone(request, name))
@@ -325,6 +330,15 @@ def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing
     if weighing is not None:
         why += f"; {weighing.context_why}"
     return Decision(name, AUTO_CONTEXT, "estimate", why, AUTO_CONTEXT)
+
+
+def _uncompiled(request: Request, lessons: Lessons) -> Decision | None:
+    """Eager mode, where a start was killed before there was a KV cache: compiling takes memory of the machine."""
+    name, killed = "enforce_eager", lessons.killed_compiling
+    if killed is None or name in request.set_by_user or request.values[name]:
+        return None
+    why = f"start {killed} was killed while vLLM compiled, so this one doesn't compile (--no-enforce-eager does)"
+    return Decision(name, True, "record", why, True)
 
 
 def _conceded(request: Request, name: str, weighing: Weighing | None) -> Decision | None:

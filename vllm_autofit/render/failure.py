@@ -30,6 +30,7 @@ def attempt_line(number: int, failure: Failure, before: Mapping[str, Any], after
         for name, value in after.items()
         if value != before[name]
     )
+    changes = changes or "the same settings: what was missing is free now"
     return f"attempt {number} failed: {_why(failure)} Trying again with {changes}."
 
 
