@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts, Tensor
+from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts, Tensor, Tower
 from vllm_autofit.deployment import Deployment
+from vllm_autofit.memory.checkpoint import tensors_from_facts
 from vllm_autofit.memory.estimate import Estimator
 from vllm_autofit.memory.unloaded import BEGINNINGS, PARTS, loaded
 from vllm_autofit.values import Model
@@ -72,6 +74,18 @@ def tensors(*names: str) -> tuple[Tensor, ...]:
 def test_what_a_class_leaves_out(architecture: str, stay: tuple[str, ...], go: tuple[str, ...]) -> None:
     left = loaded(model(architecture), tensors(*stay, *go))
     assert tuple(tensor.name for tensor in left) == stay
+
+
+def test_the_last_layers_of_an_image_encoder_are_not_made_where_an_earlier_one_is_read() -> None:
+    tower = Tower("image", 24, 8, 16, 2, 128, parameters=1000, unread_layers=2, unread_parameters=100)
+    facts = replace(model("LlavaForConditionalGeneration"), towers=(tower,))
+    stay = (
+        "language_model.model.layers.23.mlp.up_proj.weight",
+        "vision_tower.vision_model.encoder.layers.21.mlp.fc1.weight",
+    )
+    go = tuple(f"vision_tower.vision_model.encoder.layers.{number}.mlp.fc1.weight" for number in (22, 23))
+    assert loaded(facts, tensors(*stay, *go)) == tensors(*stay)
+    assert sum(tensor.shape[0] for tensor in loaded(facts, tensors_from_facts(facts)) if "visual" in tensor.name) == 900
 
 
 def test_what_is_not_loaded_is_not_in_the_sum() -> None:

@@ -35,9 +35,21 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 def loaded(facts: ModelFacts, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Those of a checkpoint's ``tensors`` that vLLM loads."""
-    beginnings, parts = BEGINNINGS.get(facts.architecture, ()), PARTS.get(facts.architecture, ())
+    beginnings = BEGINNINGS.get(facts.architecture, ())
+    parts = (*PARTS.get(facts.architecture, ()), *_unread_layers(facts))
     return tuple(
         tensor
         for tensor in tensors
         if not tensor.name.startswith(beginnings) and not any(part in tensor.name for part in parts)
     )
+
+
+def _unread_layers(facts: ModelFacts) -> list[str]:
+    """Parts of their names, in published checkpoints and where the tensors were worked out from a config."""
+    unread = [
+        number
+        for tower in facts.towers
+        for number in range(tower.layers - tower.unread_layers, tower.layers)
+        if tower.modality == "image"
+    ]
+    return [f"encoder.layers.{number}." for number in unread] + ["visual.unread."] * bool(unread)
