@@ -156,6 +156,10 @@ class Tower:
     gated: bool = False
     parameters: int | None = None
     """All weights of tower and projector, counted from its config; None when that can't be done."""
+    unread_layers: int = 0
+    """Its last ones, which vLLM doesn't make: the output of an earlier one is taken (LLaVA)."""
+    unread_parameters: int = 0
+    """Theirs, among ``parameters``."""
 
 
 @dataclass(frozen=True)

@@ -325,6 +325,31 @@ def test_gemma3s_left_out_fields_are_its_classs() -> None:
     assert (tower.parameters, tower.tokens_per_item, tower.merge) == (423_060_336, 256, 4)
 
 
+LLAVA = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "model_type": "llava",
+    "text_config": {**PHI, "model_type": "llama"},
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "unread"), [({}, 1), ({"vision_feature_layer": -1}, 0), ({"vision_feature_layer": [-4, 7, 22]}, 2)]
+)
+def test_llava_reads_its_image_encoder_up_to_a_layer(said: dict[str, Any], unread: int) -> None:
+    (tower,) = model_facts({**LLAVA, **said}).towers
+    layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 1024 + 4096 + 4 * 1024
+    assert (tower.layers, tower.unread_layers, tower.unread_parameters) == (24, unread, unread * layer)
+
+
 def test_qwen2_ignores_a_window_that_isnt_in_use() -> None:
     assert {_attention(model_facts(QWEN25_VL), number).window for number in range(28)} == {None}
     every = model_facts({**QWEN25_VL, "use_sliding_window": True, "max_window_layers": 0})

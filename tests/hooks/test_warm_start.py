@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.builders import GIB
+from tests.builders import GIB, host, request
 from vllm_autofit.hooks import warm_start
 from vllm_autofit.hooks.runs import ATTRIBUTE
+from vllm_autofit.planning.planner import make_plan
+from vllm_autofit.values import AUTO_CONTEXT, Lessons, Measured, Request, Rules, RunSettings
 
-SETTINGS = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "kv_cache_dtype": "auto", "enforce_eager": False}
+SETTINGS: dict[str, Any] = {
+    "max_num_seqs": 128,
+    "max_num_batched_tokens": 2048,
+    "kv_cache_dtype": "auto",
+    "enforce_eager": False,
+}
 LESSON = {"consumed_bytes": 3 * GIB, "record": "earlier", "settings": SETTINGS}
+KNOWN = Lessons(skip_profiling=Measured(3 * GIB, "earlier", settings=RunSettings(4096, **SETTINGS)))
 
 
 def worker(
@@ -56,6 +64,28 @@ def started(instance: Any, *, refuses: bool = False) -> list[tuple[Any, Any, Any
 @pytest.fixture(autouse=True)
 def _memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_start, "memory_now", lambda: {"free_bytes": 18 * GIB})
+
+
+@pytest.mark.parametrize("context", [4096, None, AUTO_CONTEXT])
+def test_what_workers_are_told_of_an_earlier_start(context: int | None) -> None:
+    asked = request() if context is None else request({"max_model_len": context})
+    plan = make_plan(asked, [host(free_gib=30)], Lessons(), Rules(), context_automatic=True)
+    assert warm_start.skipping(KNOWN, plan, asked) == LESSON
+
+
+@pytest.mark.parametrize(
+    ("lessons", "asked"),
+    [
+        (Lessons(), request()),
+        (Lessons(skip_profiling=Measured(3 * GIB, "earlier")), request()),
+        (KNOWN, request({"max_model_len": 2048})),
+        (KNOWN, request(kv_cache_fixed_by="--kv-cache-memory-bytes")),
+        (KNOWN, request(planned_in_parts=True)),
+    ],
+    ids=["nothing known", "with which settings isn't known", "another context", "a fixed cache", "other parts"],
+)
+def test_else_they_measure(lessons: Lessons, asked: Request) -> None:
+    assert warm_start.skipping(lessons, make_plan(asked, [host(free_gib=30)], Lessons(), Rules()), asked) is None
 
 
 MEASURED = [(None, 2048, False)]

@@ -92,6 +92,12 @@ def test_what_is_outside_of_the_layers() -> None:
     assert tensors["model.extra"].shape == (99,)
 
 
+def test_layers_of_a_tower_that_are_not_made_stand_apart() -> None:
+    tower = Tower("image", 2, 8, 16, 2, 64, parameters=12_345, unread_layers=1, unread_parameters=345)
+    tensors = named(tensors_from_facts(replace(SMALL, towers=(tower,))))
+    assert (tensors["visual.image"].shape, tensors["visual.unread.image"].shape) == ((12_000,), (345,))
+
+
 def test_experts_stand_together() -> None:
     layer = replace(SMALL.layers[0], ffn=Experts(count=300, per_token=8, width=40, shared_width=48, shared_gate=True))
     tensors = named(tensors_from_facts(replace(SMALL, layers=(layer,))))

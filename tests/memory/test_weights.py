@@ -303,6 +303,38 @@ def test_sizes_of_files_are_shared_out_once_among_all_ranks(name: str) -> None:
     assert kept(files, model(DENSE, DENSE), pipeline_parallel=2, tensor_parallel=2) == 2000
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("transformer.h.0.attn.bias", (1, 1, 64, 64)),
+        ("transformer.h.0.attn.bias", (64, 64)),
+        ("gpt_neox.layers.0.attention.bias", (1, 1, 64, 64)),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", (8,)),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", (1, 1, 64, 16)),
+    ],
+)
+def test_masks_and_rotary_tables_are_not_loaded(name: str, shape: tuple[int, ...]) -> None:
+    assert kept(tensor(name, *shape, dtype="F32")) == 0
+
+
+def test_a_bias_is_no_mask() -> None:
+    assert kept(tensor("transformer.h.0.attn.c_attn.bias", 192)) == 2 * 192
+    assert kept(tensor("model.layers.0.attn.bias", 64)) == 2 * 64
+
+
+def test_a_head_for_masked_words_is_not_loaded_where_nothing_is_generated() -> None:
+    dense = tensor("lm_head.dense.weight", 64, 64)
+    assert kept(dense, model(runner="pooling")) == 0
+    assert kept(dense) == dense.bytes
+
+
+@pytest.mark.parametrize("name", ["mtp_linear_proj.0.weight", "mtp_block.0.mlp.up_proj.weight"])
+def test_ernies_prediction_layers_are_loaded_only_to_speculate(name: str) -> None:
+    one = tensor(f"model.{name}", 64, 64)
+    assert kept(one) == 0
+    assert prediction_weights(model(), [one], Deployment(device="cpu"), exact=True).bytes == one.bytes
+
+
 def test_a_tower_told_by_its_config_is_split_but_where_torch_makes_it() -> None:
     tower = tensor("visual.image", 8000)
     assert kept(tower, tensor_parallel=2) == 8000

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from vllm_autofit.hooks.guard import attempt, logger
 from vllm_autofit.hooks.memory_now import memory_now
@@ -18,12 +19,33 @@ from vllm_autofit.hooks.runs import run_of, settings_in_force
 from vllm_autofit.hooks.seams import Seam
 from vllm_autofit.units import GIB
 
+if TYPE_CHECKING:
+    from vllm_autofit.values import Lessons, Plan, Request
+
+NAME = "skip_profiling"
+"""Of what a run carries for its workers."""
 SKIPPED = "_vllm_autofit_profiling_skipped"
 """Attribute of a worker that did without: its report says so."""
 
 WARM_UP_TOKENS = 256
 """Tokens of the CPU backend's warm-up, which loads compiled code; its graph is for any number (vLLM 0.32). Measuring
 takes ``max_num_batched_tokens``."""
+
+
+def skipping(lessons: Lessons, plan: Plan, request: Request) -> dict[str, Any] | None:
+    """What a worker needs to do without vLLM's measurement; it looks again whether its settings are the same."""
+    from vllm_autofit.values import AUTO_CONTEXT
+
+    known = lessons.skip_profiling
+    if known is None or known.settings is None or request.kv_cache_fixed_by is not None:
+        return None
+    if request.planned_in_parts:
+        return None  # ranks measure together, all or none: another part may know less
+    then = asdict(known.settings)
+    context = plan.decision("max_model_len").value
+    if then.pop("max_model_len") != context and context not in (AUTO_CONTEXT, None):
+        return None
+    return {"consumed_bytes": known.bytes, "record": known.record_id, "settings": then}
 
 
 def determine_available_memory(
@@ -41,7 +63,7 @@ def determine_available_memory(
 def known_kv_bytes(worker: Any) -> int | None:
     """What this worker's KV cache gets by the record of an earlier start, or None where vLLM should measure."""
     run = run_of(getattr(worker, "vllm_config", None))
-    lesson = None if run is None else run.get("skip_profiling")
+    lesson = None if run is None else run.get(NAME)
     if not lesson or worker.cache_config.kv_cache_memory_bytes is not None or _reserves_for_images(worker):
         return None
     requested = getattr(worker, "requested_memory", None) or getattr(worker, "requested_cpu_memory", None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
-from vllm_autofit.architecture import Attention, Drafter, Layer, ModelFacts, Quantization, Tensor
+from vllm_autofit.architecture import Attention, Drafter, Layer, ModelFacts, Quantization, Tensor, Tower
 from vllm_autofit.memory.checkpoint_modules import Matrix, Module, Plain, layer_modules
 from vllm_autofit.memory.checkpoint_patterns import compiled
 from vllm_autofit.memory.checkpoint_storage import DTYPE_NAMES, ITEM_BYTES, Part, stored
@@ -25,8 +25,9 @@ R1 and V3.2, GLM 4.5 Air and GLM 4.7 Flash agree with them, those of GLM 5 and M
 def tensors_from_facts(facts: ModelFacts) -> tuple[Tensor, ...]:
     """Every tensor of the checkpoint, towers and drafter included, embeddings first and the head last.
 
-    A tower is one tensor ``visual.<modality>``, weights outside of the layers one tensor ``model.extra``. Layers for
-    speculative decoding come after the others: ``model.layers.N`` with N from the number of layers on, or ``mtp.``.
+    A tower is one tensor ``visual.<modality>``, layers of it that vLLM doesn't make another, and weights outside of the
+    layers one tensor ``model.extra``. Layers for speculative decoding come after the others: ``model.layers.N`` with N
+    from the number of layers on, or ``mtp.``.
     """
     writer = _Writer(facts)
     return tuple(writer.tensors())
@@ -50,8 +51,7 @@ class _Writer:
             yield self._plain("", Plain(f"{name}.weight", (facts.learned_positions, self._hidden)))
         yield from self._extra()
         for tower in facts.towers:
-            if tower.parameters:
-                yield self._plain("", Plain(f"visual.{tower.modality}", (tower.parameters,)))
+            yield from self._tower(tower)
         for index, layer in enumerate(facts.encoder_layers):
             yield from self._layer(f"model.encoder.layers.{index}", layer)
         stack = "model.decoder.layers" if facts.encoder_layers else "model.layers"
@@ -65,6 +65,12 @@ class _Writer:
             yield from self._table(HEAD, facts.vocabulary)
         if facts.labels:
             yield from self._task_head(facts.labels)
+
+    def _tower(self, tower: Tower) -> Iterator[Tensor]:
+        unread = min(tower.unread_parameters, tower.parameters or 0)
+        for name, count in ((tower.modality, (tower.parameters or 0) - unread), (f"unread.{tower.modality}", unread)):
+            if count:
+                yield self._plain("", Plain(f"visual.{name}", (count,)))
 
     def _task_head(self, labels: int) -> Iterator[Tensor]:
         """RoBERTa's has a dense layer before the scores."""

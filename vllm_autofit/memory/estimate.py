@@ -13,6 +13,7 @@ from vllm_autofit.memory.cuda_graphs import cuda_graph_bytes
 from vllm_autofit.memory.drafts import draft_weights
 from vllm_autofit.memory.kv_cache import kv_layout
 from vllm_autofit.memory.overhead import non_torch_bytes
+from vllm_autofit.memory.unloaded import loaded
 from vllm_autofit.memory.weights import rank_weights
 from vllm_autofit.values import Model
 
@@ -85,8 +86,10 @@ def loaded_weights(model: Model, deployment: Deployment) -> Term:
 
 
 def _with_tensors(model: Model) -> Model:
-    """``model`` with a draft's tensors and its own worked out from the configs, where no headers could be had."""
-    draft = None if model.draft is None else _with_tensors(model.draft)
-    if model.facts is None or model.tensors:
+    """``model`` and its draft with what vLLM loads, worked out from the configs where no headers could be had."""
+    facts, draft = model.facts, None if model.draft is None else _with_tensors(model.draft)
+    if facts is None:
         return replace(model, draft=draft)
-    return replace(model, draft=draft, tensors=tensors_from_facts(model.facts), weights_source="config", exact=False)
+    if not model.tensors:
+        model = replace(model, tensors=tensors_from_facts(facts), weights_source="config", exact=False)
+    return replace(model, draft=draft, tensors=loaded(facts, model.tensors))

@@ -47,7 +47,7 @@ TORCH_MODULES = _names("attention multi_modal_projector") | WHOLE_TOWERS
 FILES = _names("bin pt pth gguf") | {"missing files"}
 """Endings of files whose size stands in for tensors: shared out evenly among all ranks."""
 
-DRAFTS = _names("mtp mtp_layers mtp_block mtp_emb")
+DRAFTS = _names("mtp mtp_layers mtp_block mtp_emb mtp_emb_norm mtp_hidden_norm mtp_linear_proj")
 EMBEDDINGS = _names(
     """
     embed_tokens wte embed_in word_embeddings tok_embeddings embeddings embedding embed_tokens_per_layer
@@ -64,6 +64,12 @@ POSITIONS = _names("wpe embed_positions")
 TASK_HEADS = _names("score classifier pooler")
 UNUSED = _names("head probe")
 """Of vision towers: SigLIP's pooling, which no language model looks at."""
+
+COMPUTED = _names("inv_freq cos_cached sin_cached")
+"""Of rotary embeddings: vLLM makes its own (0.32 ``AutoWeightsLoader.REMOVE_UNUSED_ROTARY_EMBEDS_MAPPER``)."""
+
+MASKED = _names("attn attention")
+"""Modules whose ``bias`` of two dimensions or more is a causal mask: GPT-2, GPT-J, GPT-NeoX, StarCoder 1."""
 
 INPUT_SPLIT = _names(
     """
@@ -158,6 +164,8 @@ def role(before: str, between: str, after: str, dimensions: int) -> Role:
         parameter = last[len(module) + 1 :]
     in_layer = bool(between) and before.rpartition(".")[2] in LAYER_LISTS
     part = _part(frozenset(tokens), in_layer, module)
+    if module in COMPUTED or (module in MASKED and parameter == "bias" and dimensions > 1):
+        part = "unused"
     return Role(part, _split(part, modules, module, parameter, dimensions), module, parameter)
 
 
@@ -177,7 +185,7 @@ def _part(tokens: frozenset[str], in_layer: bool, module: str) -> Part:
         return "task"
     if module in POSITIONS:
         return "start"
-    if module in HEADS:
+    if module in HEADS or "lm_head" in tokens:
         return "head"
     if module in EMBEDDINGS:
         return "embedding"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from vllm_autofit.architecture import Tower
 from vllm_autofit.facts.families.counting import Block, Encoder, layer_norm, linear
-from vllm_autofit.facts.families.fields import MOST_LAYERS, Fields
+from vllm_autofit.facts.families.fields import MOST_LAYERS, Fields, whole_number
 
 QWEN_IMAGE_TOKENS = 16384
 """The largest image that Qwen's VL models take: 12,845,056 pixels at 28 x 28 a token (Qwen2-VL and 2.5-VL), 16,777,216
@@ -66,6 +66,21 @@ def _said(seen: Encoder, name: str) -> int:
     return seen.part.size(name) if seen.part.says(name) else seen.text_width
 
 
+def _with_unread(seen: Encoder, tower: Tower) -> Tower:
+    """With the layers after the one whose output is taken: vLLM 0.32 ``models/llava``, ``models/minicpmv``."""
+    unread = 0
+    if seen.kind.startswith("minicpm"):
+        unread = int(seen.host.flag("drop_vision_last_layer"))
+    elif seen.kind.startswith("llava"):
+        said = seen.host.get("vision_feature_layer")
+        usual = -1 if seen.kind == "llava_onevision" else -2
+        taken = said if isinstance(said, (list, tuple)) else [usual if said is None else said]
+        where = f"{seen.host.where}vision_feature_layer"
+        numbers = [whole_number(one, where, -tower.layers - 1, tower.layers) for one in taken]
+        unread = min((-1 - one if one < 0 else tower.layers - one for one in numbers), default=0)
+    return replace(tower, unread_layers=unread, unread_parameters=unread * _block(tower).parameters)
+
+
 def generic(seen: Encoder) -> Tower:
     """A vision transformer of an unknown kind, with a projector of two matrices: right to a few per cent."""
     tower = basics(seen.part, seen.text_width)
@@ -116,7 +131,7 @@ def clip(seen: Encoder) -> Tower:
     bias = seen.host.flag("multimodal_projector_bias", True)
     projector = linear(width, seen.text_width, bias) + linear(seen.text_width, seen.text_width, bias)
     tokens = patches if seen.kind == "llava" else None
-    return replace(tower, parameters=body + around + projector, tokens_per_item=tokens)
+    return _with_unread(seen, replace(tower, parameters=body + around + projector, tokens_per_item=tokens))
 
 
 def siglip(seen: Encoder) -> Tower:
@@ -127,7 +142,7 @@ def siglip(seen: Encoder) -> Tower:
     body = tower.layers * _block(tower).parameters + linear(_pixels(seen.part, tower), width)
     around = patches * width + layer_norm(width)
     projector, tokens, merge = _siglip_projector(seen, tower, patches)
-    return replace(tower, parameters=body + around + projector, tokens_per_item=tokens, merge=merge)
+    return _with_unread(seen, replace(tower, parameters=body + around + projector, tokens_per_item=tokens, merge=merge))
 
 
 def _siglip_projector(seen: Encoder, tower: Tower, patches: int) -> tuple[int, int | None, int]:
