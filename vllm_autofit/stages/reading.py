@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vllm_autofit.errors import StageFileError
 from vllm_autofit.stages.stage import SHARE, Place, Stage, StageFile
 
@@ -84,6 +82,8 @@ def read_text(path: Path) -> str:
 
 
 def _content(path: Path, text: str) -> Mapping[str, Any]:
+    import yaml  # late, here and in writing: no other plan needs it
+
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

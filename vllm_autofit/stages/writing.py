@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from vllm_autofit.errors import StageFileError
 from vllm_autofit.stages.stage import SHARE, Stage, StageFile
 
@@ -30,6 +28,8 @@ def filled(file: StageFile, shares: Mapping[int, float]) -> str:
 
 class _Writer:
     def __init__(self, file: StageFile) -> None:
+        import yaml
+
         self._file = file
         self._end = "\r\n" if "\r\n" in file.text else "\n"
         self._root = yaml.compose(file.text, Loader=yaml.SafeLoader)
@@ -135,6 +135,8 @@ def _value(mapping: Any, key: str) -> Any:
 
 
 def _says(entry: Any, number: int) -> bool:
+    import yaml
+
     node = _value(entry, "stage_id")
     return node is not None and bool(yaml.safe_load(str(node.value)) == number)
 
