@@ -61,6 +61,7 @@ def test_batches_by_device_launch_and_version(
         ((0, 19), {"VLLM_CPU_KVCACHE_SPACE": "1"}, GIB),
         ((0, 19), {"kv_cache_memory_bytes": GIB}, 16 * GIB),
         ((0, 20), {"kv_cache_memory_bytes": GIB}, GIB),
+        ((0, 32), {"kv_cache_memory_bytes": GIB, "VLLM_CPU_KVCACHE_SPACE": "4"}, 4 * GIB),
         ((0, 20), {}, None),
     ],
 )
@@ -193,9 +194,13 @@ def test_no_graph_is_larger_than_a_batch(largest: int) -> None:
 
 @pytest.mark.parametrize(("asked", "found"), [(1e308, 2**50), ("inf", 2**50), ("nan", 0), (-1, 0), ("much", 0)])
 def test_sizes_that_no_machine_has(asked: object, found: int) -> None:
-    made = deployed(cpu_offload_gb=asked, kv_offloading_size=asked, VLLM_CPU_KVCACHE_SPACE=asked)
+    made = deployed(host(), cpu_offload_gb=asked, kv_offloading_size=asked, VLLM_CPU_KVCACHE_SPACE=asked)
     assert (made.cpu_offload_bytes, made.kv_offload_bytes) == (found, found)
     assert made.kv_cache_memory_bytes == (found or None)
+
+
+def test_the_cpu_backends_variable_is_nothing_to_a_gpu() -> None:
+    assert deployed(cuda(), VLLM_CPU_KVCACHE_SPACE="4").kv_cache_memory_bytes is None
 
 
 def test_a_deployment_can_be_remembered() -> None:

@@ -244,9 +244,11 @@ def _items(asked: Mapping[str, object]) -> dict[str, int] | None:
 
 
 def _kv_cache_bytes(knobs: Mapping[str, object], device: DeviceFacts, version: Version) -> int | None:
-    by_variable = _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
-    if device.kind != "cpu" or version >= CPU_BY_SHARE_SINCE:
-        return _number(knobs.get("kv_cache_memory_bytes")) or by_variable
+    asked, by_variable = _number(knobs.get("kv_cache_memory_bytes")), _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
+    if device.kind != "cpu":
+        return asked
+    if version >= CPU_BY_SHARE_SINCE:
+        return by_variable or asked  # the variable replaces the field (0.24 to 0.33, ``check_and_update_config``)
     half = int(CPU_KV_FRACTION * device.total_bytes)
     return by_variable or (half if version >= CPU_KV_FRACTION_SINCE else CPU_KV_GIB_BEFORE * GIB)
 
