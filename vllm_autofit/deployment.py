@@ -78,6 +78,8 @@ class Deployment:
     """Whether engine core and workers are processes of their own."""
     estimate_graphs: bool | None = None
     """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS where set; None: what this vLLM does."""
+    second_runner: bool | None = None
+    """VLLM_USE_V2_MODEL_RUNNER where set; None: what this vLLM chooses."""
 
     @property
     def element_bytes(self) -> int:

@@ -155,6 +155,7 @@ def test_what_the_user_set_is_kept() -> None:
         speculative_config={"method": "mtp", "num_speculative_tokens": 3},
         limit_mm_per_prompt={"image": 2, "video": {"count": 0}},
         VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS="0",
+        VLLM_USE_V2_MODEL_RUNNER="1",
     )
     assert (found.enforce_eager, found.kv_cache_dtype, found.max_num_seqs) == (True, "fp8", 7)
     assert (found.tensor_parallel, found.pipeline_parallel, found.world) == (2, 3, 6)
@@ -163,7 +164,7 @@ def test_what_the_user_set_is_kept() -> None:
     assert (found.graph_mode, found.graph_sizes) == ("full_decode_only", (1, 2))
     assert found.speculation == Speculation("mtp", 3)
     assert found.items_per_prompt == {"image": 2, "video": 0}
-    assert found.estimate_graphs is False
+    assert (found.estimate_graphs, found.second_runner) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ message dates it to 0.21."""
 
 SECOND_RUNNER_ESTIMATES_SINCE = (0, 29)
 """Up to 0.28 the second runner's ``profile_cudagraph_memory`` returns 0, whatever is asked for: its graphs come beside
-what vLLM asked for (v1/worker/gpu/model_runner.py, read in the wheels of 0.20 to 0.33)."""
+what vLLM asked for (v1/worker/gpu/model_runner.py, read in the wheels of 0.19 to 0.33)."""
 
 BOTH_KINDS_SINCE = (0, 11)
 """Decode batches are captured whole beside the pieces since 0.11 (config: cudagraph_mode FULL_AND_PIECEWISE)."""

@@ -140,6 +140,7 @@ def deployment_of(
         items_per_prompt=_items(_mapping(knobs.get("limit_mm_per_prompt"))),
         separate_processes=separate_processes,
         estimate_graphs=_flag(knobs.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")),
+        second_runner=_flag(knobs.get("VLLM_USE_V2_MODEL_RUNNER")),
     )
 
 
