@@ -223,6 +223,8 @@ def test_where_no_utilisation_can_be_chosen_the_request_says_why() -> None:
     engine_args = EngineArgs()
     engine_args.load_format = "ipc_cache"  # type: ignore[attr-defined]
     assert read_request(engine_args, [], {}).utilization_left_to_vllm
+    engine_args.model_loader_extra_config = {"mode": "copy"}  # type: ignore[attr-defined]
+    assert read_request(engine_args, [], {}).utilization_left_to_vllm is None
     assert read_request(EngineArgs(), [], {}).utilization_left_to_vllm is None
 
 

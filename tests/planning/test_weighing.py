@@ -332,9 +332,11 @@ def test_a_device_that_shares_the_hosts_memory_leaves_the_host_some() -> None:
 
 def test_where_vllm_keeps_the_utilisation_the_model_may_still_fit() -> None:
     asked = replace(request(), utilization_left_to_vllm="because")
-    plan = make_plan(asked, [cuda(80)], Lessons(), Rules(), model=LLAMA_8B)
-    assert plan.fits
-    assert plan.decision("gpu_memory_utilization").source == "vllm"
+    for free_gib in (80, 60):  # the second: 20 GiB of weights in another process
+        plan = make_plan(asked, [cuda(80, free_gib)], Lessons(), Rules(), model=LLAMA_8B)
+        assert plan.fits
+        assert plan.warnings == ()
+        assert plan.decision("gpu_memory_utilization").source == "vllm"
 
 
 def test_what_ranks_lack_is_told_for_the_device() -> None:

@@ -176,7 +176,9 @@ def _some_engines_elsewhere(engine_args: Any) -> bool:
 
 
 def _utilization_left_to_vllm(engine_args: Any) -> str | None:
-    if getattr(engine_args, "load_format", None) == "ipc_cache":
+    loading = getattr(engine_args, "model_loader_extra_config", None)
+    copied = isinstance(loading, Mapping) and loading.get("mode") == "copy"  # then they are in the worker as well
+    if getattr(engine_args, "load_format", None) == "ipc_cache" and not copied:
         return "another process holds the weights, and vLLM counts them into its share of the device"
     return None
 
