@@ -71,6 +71,10 @@ def test_the_cpu_backends_kv_cache_had_a_size_of_its_own(
     assert deployed(host(total_gib=32), version=version, **knobs).kv_cache_memory_bytes == found
 
 
+def test_before_0_20_a_worker_of_the_cpu_backend_takes_half_of_one_node() -> None:
+    assert deployed(host(total_gib=32, memory_nodes=2), version=(0, 19)).kv_cache_memory_bytes == 8 * GIB
+
+
 @pytest.mark.vllm
 def test_batches_are_those_of_the_installed_vllm(forked: Forked) -> None:
     devices = [

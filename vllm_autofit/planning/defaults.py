@@ -54,7 +54,7 @@ CPU_BY_SHARE_SINCE: Version = (0, 20)
 CPU_KV_FRACTION = 0.5
 CPU_KV_FRACTION_SINCE: Version = (0, 13)
 CPU_KV_GIB_BEFORE = 4
-"""That size: half the host's memory (of each of its nodes) from 0.13 to 0.19; 4 GiB before."""
+"""That size: half of one node's memory, if they are all alike, from 0.13 to 0.19; 4 GiB before."""
 
 CAPTURE_KNOBS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
 """Parts of the compilation config that have flags of their own."""
@@ -250,7 +250,7 @@ def _kv_cache_bytes(knobs: Mapping[str, object], device: DeviceFacts, version: V
         return asked
     if version >= CPU_BY_SHARE_SINCE:
         return by_variable or asked  # the variable replaces the field (0.24 to 0.33, ``check_and_update_config``)
-    half = int(CPU_KV_FRACTION * device.total_bytes)
+    half = int(CPU_KV_FRACTION * (device.total_bytes // device.memory_nodes))
     return by_variable or (half if version >= CPU_KV_FRACTION_SINCE else CPU_KV_GIB_BEFORE * GIB)
 
 
