@@ -74,6 +74,8 @@ class Deployment:
     """No multimodal inputs: towers are neither profiled nor, with ``language_model_only``, loaded."""
     items_per_prompt: dict[str, int] | None = field(default=None, hash=False)
     """``limit_mm_per_prompt`` by modality; None: vLLM's own."""
+    frontend_reserve_bytes: int = 0
+    """``mm_ipc_gpu_memory_gb``: taken off the KV cache for what API servers decode on the device."""
     separate_processes: bool = True
     """Whether engine core and workers are processes of their own."""
     estimate_graphs: bool | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import GIB, cuda, host, request
 from tests.conftest import Forked
-from vllm_autofit.architecture import ModelFacts
+from vllm_autofit.architecture import ModelFacts, Tower
 from vllm_autofit.deployment import Deployment, Speculation
 from vllm_autofit.planning.defaults import Usage, Version, deployment_of, parsed_version
 from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue
@@ -202,6 +202,13 @@ def test_sizes_that_no_machine_has(asked: object, found: int) -> None:
     made = deployed(host(), cpu_offload_gb=asked, kv_offloading_size=asked, VLLM_CPU_KVCACHE_SPACE=asked)
     assert (made.cpu_offload_bytes, made.kv_offload_bytes) == (found, found)
     assert made.kv_cache_memory_bytes == (found or None)
+
+
+def test_room_for_what_api_servers_decode_is_kept_on_devices_for_models_with_images() -> None:
+    seeing = replace(FACTS, towers=(Tower("image", 2, 64, 128, 4, 64),))
+    assert deployed(facts=seeing, mm_ipc_gpu_memory_gb=1.5).frontend_reserve_bytes == 3 * GIB // 2
+    assert deployed(host(), facts=seeing, mm_ipc_gpu_memory_gb=1.5).frontend_reserve_bytes == 0
+    assert deployed(mm_ipc_gpu_memory_gb=1.5).frontend_reserve_bytes == 0
 
 
 def test_the_cpu_backends_variable_is_nothing_to_a_gpu() -> None:

@@ -138,6 +138,7 @@ def deployment_of(
         speculation=speculation_of(_mapping(knobs.get("speculative_config"))),
         text_only=bool(knobs.get("language_model_only")),
         items_per_prompt=_items(_mapping(knobs.get("limit_mm_per_prompt"))),
+        frontend_reserve_bytes=_gib(knobs.get("mm_ipc_gpu_memory_gb")) if facts.towers and device.kind != "cpu" else 0,
         separate_processes=separate_processes,
         estimate_graphs=_flag(knobs.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")),
         second_runner=_flag(knobs.get("VLLM_USE_V2_MODEL_RUNNER")),
