@@ -53,6 +53,8 @@ class Deployment:
     """None: what this vLLM chooses."""
     graph_sizes: tuple[int, ...] | None = None
     """Batch sizes that are captured; None: what this vLLM chooses."""
+    interactive: bool = False
+    """``performance_mode`` is ``interactivity``: each small batch has a graph of its own size."""
     prefix_caching: bool = True
     chunked_prefill: bool = True
     hybrid_kv_cache_manager: bool = True

@@ -188,6 +188,15 @@ def test_a_way_of_drafting_is_told_by_the_drafts_name(asked: dict[str, object], 
     assert found.method == method
 
 
+@pytest.mark.parametrize(
+    ("level", "mode"), [(0, "none"), ("O0", "none"), (1, "piecewise"), ("1", "piecewise"), ("O2", None), (3, None)]
+)
+def test_the_level_of_optimisation_says_what_is_captured(level: int | str, mode: str | None) -> None:
+    assert deployed(optimization_level=level).graph_mode == mode
+    asked = deployed(optimization_level=level, compilation_config={"cudagraph_mode": "FULL"})
+    assert asked.graph_mode == "full"
+
+
 @pytest.mark.parametrize("largest", [99_999_999_999, 2**62])
 def test_no_graph_is_larger_than_a_batch(largest: int) -> None:
     sizes = deployed(max_cudagraph_capture_size=largest, max_num_batched_tokens=64).graph_sizes

@@ -66,6 +66,8 @@ _GRAPH_MODES: Mapping[str, GraphMode] = {
     "full_decode_only": "full_decode_only",
     "full_and_piecewise": "full_and_piecewise",
 }
+_GRAPH_MODES_BY_LEVEL: Mapping[str, GraphMode] = {"0": "none", "1": "piecewise"}
+"""``-O0`` and ``-O1``; the others are like none (``config/vllm.py: OPTIMIZATION_LEVEL_TO_CONFIG``, 0.12 to 0.33)."""
 
 
 def parsed_version(text: str) -> Version | None:
@@ -120,8 +122,9 @@ def deployment_of(
         decode_context_parallel=_count(knobs, "decode_context_parallel_size"),
         expert_parallel=bool(knobs.get("enable_expert_parallel")),
         enforce_eager=bool(request.values.get("enforce_eager")),
-        graph_mode=_graph_mode(compilation),
+        graph_mode=_graph_mode(compilation, knobs.get("optimization_level")),
         graph_sizes=_graph_sizes(compilation, batched, version),
+        interactive=knobs.get("performance_mode") == "interactivity",
         prefix_caching=knobs.get("enable_prefix_caching") is not False,
         chunked_prefill=knobs.get("enable_chunked_prefill") is not False,
         hybrid_kv_cache_manager=not knobs.get("disable_hybrid_kv_cache_manager"),
@@ -194,9 +197,12 @@ def _dtype(asked: object, facts: ModelFacts, device: DeviceFacts) -> str:
     return facts.dtype
 
 
-def _graph_mode(compilation: Mapping[str, object]) -> GraphMode | None:
+def _graph_mode(compilation: Mapping[str, object], level: object) -> GraphMode | None:
+    """As asked for by itself, else by the level of optimisation."""
     mode = compilation.get("cudagraph_mode")
-    return _GRAPH_MODES.get(str(mode).rpartition(".")[2].lower()) if mode is not None else None
+    if mode is None:
+        return _GRAPH_MODES_BY_LEVEL.get(str(level).rpartition(".")[2].removeprefix("O"))
+    return _GRAPH_MODES.get(str(mode).rpartition(".")[2].lower())
 
 
 def _graph_sizes(compilation: Mapping[str, object], batched: int, version: Version) -> tuple[int, ...] | None:
