@@ -118,7 +118,7 @@ def answer(question: Question, settings: Settings) -> Answer:
     ranks = _ranks(arguments, environ)
     devices, source, notes = _devices(question, arguments, ranks)
     devices, unclaimed = _beside_others(question, settings, devices)
-    request = _request(arguments, options, environ, question, devices)
+    request = _request(arguments, options, environ, question, devices, version)
     model = None if question.model is None else _model(question.model, options)
     rules = settings.rules if question.policy is None else replace(settings.rules, policy=_policy(question.policy))
     lessons, unread = _lessons(question, settings, request, devices)
@@ -219,9 +219,17 @@ def _request(
     environ: Mapping[str, str],
     question: Question,
     devices: list[DeviceFacts],
+    version: Version,
 ) -> Request:
     set_by_user = frozenset(name for name in FIELDS if name in options)
-    request = read_request(arguments, set_by_user, environ, visible_devices=question.gpu_count)
+    request = read_request(
+        arguments,
+        set_by_user,
+        environ,
+        visible_devices=question.gpu_count,
+        version=version,
+        kind=devices[0].kind,
+    )
     others = {name: plain(value) for name, value in options.items() if name not in KNOBS and name not in FIELDS}
     return replace(
         request,

@@ -53,6 +53,8 @@ class Deployment:
     """None: what this vLLM chooses."""
     graph_sizes: tuple[int, ...] | None = None
     """Batch sizes that are captured; None: what this vLLM chooses."""
+    interactive: bool = False
+    """``performance_mode`` is ``interactivity``: each small batch has a graph of its own size."""
     prefix_caching: bool = True
     chunked_prefill: bool = True
     hybrid_kv_cache_manager: bool = True
@@ -74,10 +76,14 @@ class Deployment:
     """No multimodal inputs: towers are neither profiled nor, with ``language_model_only``, loaded."""
     items_per_prompt: dict[str, int] | None = field(default=None, hash=False)
     """``limit_mm_per_prompt`` by modality; None: vLLM's own."""
+    frontend_reserve_bytes: int = 0
+    """``mm_ipc_gpu_memory_gb``: taken off the KV cache for what API servers decode on the device."""
     separate_processes: bool = True
     """Whether engine core and workers are processes of their own."""
     estimate_graphs: bool | None = None
     """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS where set; None: what this vLLM does."""
+    second_runner: bool | None = None
+    """VLLM_USE_V2_MODEL_RUNNER where set; None: what this vLLM chooses."""
 
     @property
     def element_bytes(self) -> int:

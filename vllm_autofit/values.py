@@ -65,6 +65,8 @@ class DeviceFacts:
     """An integrated device: its memory is the host's, and the operating system needs some of it."""
     cpu_features: tuple[str, ...] = ()
     """Of a host: those flags of its processor that change vLLM's KV cache."""
+    memory_nodes: int = 1
+    """NUMA nodes that the memory is on."""
     uuid: str = field(default="", compare=False)
     """Which device it is, as the driver names it; empty for a host, and where the driver doesn't say."""
     claimed_bytes: int = 0

@@ -23,6 +23,7 @@ import pytest
 
 from tests.builders import cuda
 from vllm_autofit.errors import DeviceError
+from vllm_autofit.facts import devices
 from vllm_autofit.facts.devices import check_sizes, host_memory
 from vllm_autofit.values import DeviceFacts
 
@@ -529,6 +530,16 @@ def test_host_memory() -> None:
     assert memory.total_bytes == psutil.virtual_memory().total
     assert 0 < memory.free_bytes < memory.total_bytes
     assert (memory.kind, memory.ranks, memory.size_is_fixed) == ("cpu", 2, False)
+
+
+@pytest.mark.parametrize(("nodes", "count"), [((), 1), (("node0",), 1), (("node0", "node1", "has_memory"), 2)])
+def test_the_nodes_of_a_host(
+    nodes: tuple[str, ...], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in nodes:
+        (tmp_path / node).mkdir()
+    monkeypatch.setattr(devices, "NODES", tmp_path)
+    assert host_memory().memory_nodes == count
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,8 @@ def test_where_no_utilisation_can_be_chosen_the_request_says_why() -> None:
     engine_args = EngineArgs()
     engine_args.load_format = "ipc_cache"  # type: ignore[attr-defined]
     assert read_request(engine_args, [], {}).utilization_left_to_vllm
+    engine_args.model_loader_extra_config = {"mode": "copy"}  # type: ignore[attr-defined]
+    assert read_request(engine_args, [], {}).utilization_left_to_vllm is None
     assert read_request(EngineArgs(), [], {}).utilization_left_to_vllm is None
 
 
@@ -315,6 +317,29 @@ def test_a_setting_that_fixes_the_kv_cache_is_named(
     engine_args: EngineArgs, environ: dict[str, str], fixed_by: str | None
 ) -> None:
     assert read_request(engine_args, [], environ).kv_cache_fixed_by == fixed_by
+
+
+@pytest.mark.parametrize(
+    ("variable", "version", "kind", "fixes"),
+    [
+        ("VLLM_CPU_KVCACHE_SPACE", (0, 32), "cpu", True),
+        ("VLLM_CPU_KVCACHE_SPACE", (0, 32), "cuda", False),
+        ("VLLM_ENABLE_STARTUP_PLAN", (0, 32), "cuda", True),
+        ("VLLM_ENABLE_STARTUP_PLAN", (0, 32), "cpu", False),
+        ("VLLM_ENABLE_STARTUP_PLAN", (0, 19), "cuda", False),
+    ],
+)
+def test_a_variable_counts_only_where_this_vllm_reads_it(
+    variable: str, version: tuple[int, int], kind: str, fixes: bool
+) -> None:
+    asked = read_request(EngineArgs(), [], {variable: "1"}, version=version, kind=kind)
+    assert asked.kv_cache_fixed_by == (variable if fixes else None)
+    assert (variable in asked.knobs_changed) is fixes
+
+
+def test_the_cpu_backends_variable_replaces_the_size_that_a_flag_gives() -> None:
+    asked = read_request(EngineArgs(kv_cache_memory_bytes=GIB), [], {"VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert asked.kv_cache_fixed_by == "VLLM_CPU_KVCACHE_SPACE"
 
 
 # Plain values

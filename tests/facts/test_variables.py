@@ -14,6 +14,8 @@ from vllm_autofit.facts.variables import (
     MEMORY,
     NO_MEMORY,
     OPAQUE,
+    READ_SINCE,
+    as_read,
     digest,
     memory_variables,
     unknown_variables,
@@ -102,3 +104,33 @@ def test_what_vllm_preloads_by_itself_does_not_count() -> None:
 def test_a_number_of_threads_that_vllm_wrote_is_not_the_users() -> None:
     assert memory_variables({"OMP_NUM_THREADS": "8"}) == {"OMP_NUM_THREADS": "8"}
     assert memory_variables({"OMP_NUM_THREADS": "8", "OMP_NUM_THREADS_SET_BY_VLLM": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "kind", "is_read"),
+    [
+        ("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", (0, 17), "cuda", False),
+        ("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", (0, 18), "cuda", True),
+        ("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", (0, 32), "cpu", False),
+        ("VLLM_USE_V2_MODEL_RUNNER", (0, 11), "cuda", False),
+        ("VLLM_USE_V2_MODEL_RUNNER", (0, 12), "cuda", True),
+        ("VLLM_ENABLE_STARTUP_PLAN", (0, 24), "cuda", False),
+        ("VLLM_ENABLE_STARTUP_PLAN", (0, 26), "cuda", True),
+        ("VLLM_ENABLE_STARTUP_PLAN", (0, 26), "cpu", False),
+        ("VLLM_CPU_KVCACHE_SPACE", (0, 12), "cpu", True),
+        ("VLLM_CPU_KVCACHE_SPACE", (0, 33), "cuda", False),
+        ("CPU_VISIBLE_MEMORY_NODES", (0, 33), "cuda", False),
+        ("VLLM_ATTENTION_BACKEND", (0, 33), "cuda", True),
+        ("NCCL_BUFFSIZE", (0, 11), "cpu", True),
+    ],
+)
+def test_what_this_vllm_does_not_read_on_these_devices_is_left_out(
+    name: str, version: tuple[int, int], kind: str, is_read: bool
+) -> None:
+    assert as_read({name: "1"}, version, kind) == ({name: "1"} if is_read else {})
+
+
+def test_the_first_version_that_reads_a_variable_is_no_later_than_was_seen() -> None:
+    for name, since in READ_SINCE.items():
+        first, minor, _patch = (int(part) for part in KNOWN[name].split()[0].split("."))
+        assert since <= (first, minor)

@@ -90,6 +90,41 @@ def test_a_limit_of_each_process_bounds_each_rank(forked: Forked) -> None:
     assert sum(device.free_bytes for device in forked(limited)) <= 4 * GIB
 
 
+def since_0_33(assigned: list[int] | None = None) -> list[int]:
+    """vLLM's function on a host of four nodes."""
+    return [0, 1, 2, 3] if assigned is None else [node for node in assigned if node < 4]
+
+
+@pytest.mark.parametrize(
+    ("device_ids", "variable", "nodes"),
+    [
+        (None, "2,3", [0, 1, 2, 3]),  # the variable is vLLM's to read
+        ([1], None, [1]),
+        ([1], "", [1]),
+        ([1, 0], "2,3", [3, 2]),
+        (["1", "2"], "2,3", [1, 2]),
+        ([7], None, []),
+    ],
+)
+def test_device_ids_are_memory_nodes_to_the_cpu_backend_since_0_33(
+    monkeypatch: pytest.MonkeyPatch, device_ids: list[int | str] | None, variable: str | None, nodes: list[int]
+) -> None:
+    monkeypatch.delenv("CPU_VISIBLE_MEMORY_NODES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CPU_VISIBLE_MEMORY_NODES", variable)
+    assert platform._visible_nodes(since_0_33, device_ids) == nodes
+    assert platform._visible_nodes(lambda: [0, 1], device_ids) == [0, 1], "up to 0.32"
+
+
+@pytest.mark.parametrize("device_ids", [[2], ["GPU-0"]])
+def test_device_ids_that_are_no_nodes_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, device_ids: list[int | str]
+) -> None:
+    monkeypatch.setenv("CPU_VISIBLE_MEMORY_NODES", "2,3")
+    with pytest.raises(DeviceError, match="--device-ids"):
+        platform._visible_nodes(since_0_33, device_ids)
+
+
 def on(monkeypatch: pytest.MonkeyPatch, is_a: str, **attributes: str) -> None:
     """vLLM's current platform, as far as it is asked here."""
     kinds = {f"is_{name}": lambda name=name: name == is_a for name in ("cuda", "rocm", "cpu", "xpu", "tpu")}

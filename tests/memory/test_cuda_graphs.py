@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,18 @@ def test_the_estimate_is_taken_off_since_0_20(vllm: tuple[int, int], expected: b
     assert graphs_come_off(model(2), Deployment(vllm=vllm)) is expected
 
 
+def test_where_small_batches_matter_most_each_has_its_graph() -> None:
+    sizes = capture_sizes(Deployment(max_num_seqs=32, interactive=True))
+    assert sizes == (*range(1, 33), 40, 48, 56, 64)
+
+
+def test_drafted_tokens_raise_the_largest_size_since_0_13() -> None:
+    def largest(vllm: tuple[int, int]) -> int:
+        return capture_sizes(Deployment(vllm=vllm, max_num_seqs=16, speculation=Speculation("eagle", 3)))[-1]
+
+    assert (largest((0, 12)), largest((0, 16))) == (32, 128)
+
+
 def test_older_versions_space_large_sizes_by_eight() -> None:
     assert len(capture_sizes(Deployment(vllm=(0, 11), max_num_seqs=256))) == 3 + 64
 
@@ -98,11 +111,16 @@ def test_sizes_are_those_of_vllm(forked: Callable[..., Any]) -> None:
     for seqs, tokens, drafted in SETTINGS:
         speculation = Speculation("eagle", drafted) if drafted else None
         launch = Deployment(max_num_seqs=seqs, max_num_batched_tokens=tokens, speculation=speculation)
-        ours.append(list(capture_sizes(launch)))
-    assert ours == forked(lambda: [_sizes_of_vllm(seqs, tokens, 1 + drafted) for seqs, tokens, drafted in SETTINGS])
+        ours.append([list(capture_sizes(each)) for each in (launch, replace(launch, interactive=True))])
+    assert ours == forked(
+        lambda: [
+            [_sizes_of_vllm(seqs, tokens, 1 + drafted, mode) for mode in ("balanced", "interactivity")]
+            for seqs, tokens, drafted in SETTINGS
+        ]
+    )
 
 
-def _sizes_of_vllm(seqs: int, tokens: int, decode_tokens: int) -> list[int]:
+def _sizes_of_vllm(seqs: int, tokens: int, decode_tokens: int, mode: str) -> list[int]:
     """What vLLM's own function makes of these settings, on a device that captures graphs."""
     from types import SimpleNamespace
 
@@ -122,7 +140,7 @@ def _sizes_of_vllm(seqs: int, tokens: int, decode_tokens: int) -> list[int]:
         parallel_config=SimpleNamespace(tensor_parallel_size=1, use_sequence_parallel_moe=False),
         speculative_config=None,
         uniform_decode_query_len=decode_tokens,
-        performance_mode="balanced",
+        performance_mode=mode,
         lora_config=None,
     )
     VllmConfig._set_cudagraph_sizes(config)

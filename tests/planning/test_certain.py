@@ -98,6 +98,14 @@ def test_the_cpu_worker_looks_since_0_18_and_not_where_the_kv_cache_is_given() -
     assert not certain(busy, share, model=None, version=(0, 17))
     assert not certain(busy, share, model=None, kv_cache_fixed_by="VLLM_CPU_KVCACHE_SPACE")
     assert certain(busy, share, model=None, kv_cache_fixed_by="num_gpu_blocks_override")
+    assert certain(busy, share, model=None, version=(0, 32))
+    assert not certain(busy, share, model=None, version=(0, 33))
+
+
+def test_vllms_share_is_not_judged_where_another_process_holds_the_weights() -> None:
+    held = cuda(80, free_gib=40)
+    assert certain(held, {"gpu_memory_utilization": 0.92})
+    assert certain(held, utilization_left_to_vllm="another process holds the weights") == ()
 
 
 def test_devices_that_vllm_may_not_use_refuse_only_together() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import GIB, cuda, host, request
 from tests.conftest import Forked
-from vllm_autofit.architecture import ModelFacts
+from vllm_autofit.architecture import ModelFacts, Tower
 from vllm_autofit.deployment import Deployment, Speculation
 from vllm_autofit.planning.defaults import Usage, Version, deployment_of, parsed_version
 from vllm_autofit.values import AUTO_CONTEXT, DeviceFacts, FieldValue
@@ -61,6 +61,7 @@ def test_batches_by_device_launch_and_version(
         ((0, 19), {"VLLM_CPU_KVCACHE_SPACE": "1"}, GIB),
         ((0, 19), {"kv_cache_memory_bytes": GIB}, 16 * GIB),
         ((0, 20), {"kv_cache_memory_bytes": GIB}, GIB),
+        ((0, 32), {"kv_cache_memory_bytes": GIB, "VLLM_CPU_KVCACHE_SPACE": "4"}, 4 * GIB),
         ((0, 20), {}, None),
     ],
 )
@@ -68,6 +69,10 @@ def test_the_cpu_backends_kv_cache_had_a_size_of_its_own(
     version: Version, knobs: dict[str, Any], found: int | None
 ) -> None:
     assert deployed(host(total_gib=32), version=version, **knobs).kv_cache_memory_bytes == found
+
+
+def test_before_0_20_a_worker_of_the_cpu_backend_takes_half_of_one_node() -> None:
+    assert deployed(host(total_gib=32, memory_nodes=2), version=(0, 19)).kv_cache_memory_bytes == 8 * GIB
 
 
 @pytest.mark.vllm
@@ -154,6 +159,7 @@ def test_what_the_user_set_is_kept() -> None:
         speculative_config={"method": "mtp", "num_speculative_tokens": 3},
         limit_mm_per_prompt={"image": 2, "video": {"count": 0}},
         VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS="0",
+        VLLM_USE_V2_MODEL_RUNNER="1",
     )
     assert (found.enforce_eager, found.kv_cache_dtype, found.max_num_seqs) == (True, "fp8", 7)
     assert (found.tensor_parallel, found.pipeline_parallel, found.world) == (2, 3, 6)
@@ -162,7 +168,7 @@ def test_what_the_user_set_is_kept() -> None:
     assert (found.graph_mode, found.graph_sizes) == ("full_decode_only", (1, 2))
     assert found.speculation == Speculation("mtp", 3)
     assert found.items_per_prompt == {"image": 2, "video": 0}
-    assert found.estimate_graphs is False
+    assert (found.estimate_graphs, found.second_runner) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +188,15 @@ def test_a_way_of_drafting_is_told_by_the_drafts_name(asked: dict[str, object], 
     assert found.method == method
 
 
+@pytest.mark.parametrize(
+    ("level", "mode"), [(0, "none"), ("O0", "none"), (1, "piecewise"), ("1", "piecewise"), ("O2", None), (3, None)]
+)
+def test_the_level_of_optimisation_says_what_is_captured(level: int | str, mode: str | None) -> None:
+    assert deployed(optimization_level=level).graph_mode == mode
+    asked = deployed(optimization_level=level, compilation_config={"cudagraph_mode": "FULL"})
+    assert asked.graph_mode == "full"
+
+
 @pytest.mark.parametrize("largest", [99_999_999_999, 2**62])
 def test_no_graph_is_larger_than_a_batch(largest: int) -> None:
     sizes = deployed(max_cudagraph_capture_size=largest, max_num_batched_tokens=64).graph_sizes
@@ -193,9 +208,20 @@ def test_no_graph_is_larger_than_a_batch(largest: int) -> None:
 
 @pytest.mark.parametrize(("asked", "found"), [(1e308, 2**50), ("inf", 2**50), ("nan", 0), (-1, 0), ("much", 0)])
 def test_sizes_that_no_machine_has(asked: object, found: int) -> None:
-    made = deployed(cpu_offload_gb=asked, kv_offloading_size=asked, VLLM_CPU_KVCACHE_SPACE=asked)
+    made = deployed(host(), cpu_offload_gb=asked, kv_offloading_size=asked, VLLM_CPU_KVCACHE_SPACE=asked)
     assert (made.cpu_offload_bytes, made.kv_offload_bytes) == (found, found)
     assert made.kv_cache_memory_bytes == (found or None)
+
+
+def test_room_for_what_api_servers_decode_is_kept_on_devices_for_models_with_images() -> None:
+    seeing = replace(FACTS, towers=(Tower("image", 2, 64, 128, 4, 64),))
+    assert deployed(facts=seeing, mm_ipc_gpu_memory_gb=1.5).frontend_reserve_bytes == 3 * GIB // 2
+    assert deployed(host(), facts=seeing, mm_ipc_gpu_memory_gb=1.5).frontend_reserve_bytes == 0
+    assert deployed(mm_ipc_gpu_memory_gb=1.5).frontend_reserve_bytes == 0
+
+
+def test_the_cpu_backends_variable_is_nothing_to_a_gpu() -> None:
+    assert deployed(cuda(), VLLM_CPU_KVCACHE_SPACE="4").kv_cache_memory_bytes is None
 
 
 def test_a_deployment_can_be_remembered() -> None:

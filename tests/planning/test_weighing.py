@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import GIB, cuda, host, llama, request
-from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts, State
+from vllm_autofit.architecture import Attention, Dense, Layer, ModelFacts, State, Tower
 from vllm_autofit.planning.defaults import Version
 from vllm_autofit.planning.planner import make_plan
 from vllm_autofit.settings import POLICIES
@@ -332,9 +332,22 @@ def test_a_device_that_shares_the_hosts_memory_leaves_the_host_some() -> None:
 
 def test_where_vllm_keeps_the_utilisation_the_model_may_still_fit() -> None:
     asked = replace(request(), utilization_left_to_vllm="because")
-    plan = make_plan(asked, [cuda(80)], Lessons(), Rules(), model=LLAMA_8B)
-    assert plan.fits
-    assert plan.decision("gpu_memory_utilization").source == "vllm"
+    for free_gib in (80, 60):  # the second: 20 GiB of weights in another process
+        plan = make_plan(asked, [cuda(80, free_gib)], Lessons(), Rules(), model=LLAMA_8B)
+        assert plan.fits
+        assert plan.warnings == ()
+        assert plan.decision("gpu_memory_utilization").source == "vllm"
+
+
+@pytest.mark.parametrize("fixed", [None, 20 * GIB])
+def test_what_api_servers_decode_with_comes_off_the_kv_cache(fixed: int | None) -> None:
+    seeing = llama(towers=(Tower("image", 2, 64, 128, 4, 64),))
+    without, with_reserve = (
+        plan_for(seeing, cuda(80), mm_ipc_gpu_memory_gb=size, kv_cache_memory_bytes=fixed).budget for size in (0, 2)
+    )
+    assert without is not None
+    assert with_reserve is not None
+    assert without.kv_cache_bytes - with_reserve.kv_cache_bytes == 2 * GIB
 
 
 def test_what_ranks_lack_is_told_for_the_device() -> None:

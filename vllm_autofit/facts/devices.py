@@ -21,6 +21,8 @@ from vllm_autofit.values import DeviceFacts
 CPU_FEATURES = ("avx512_bf16", "amx_tile")
 """By their names in ``/proc/cpuinfo``: vLLM 0.32's CPU backend lays out its KV cache by them."""
 
+NODES = Path("/sys/devices/system/node")
+
 Place = int | str
 """Where NVML finds a device: its number there, or the UUID of a MIG instance."""
 
@@ -104,7 +106,13 @@ def host_memory(ranks: int = 1) -> DeviceFacts:
         ranks=ranks,
         size_is_fixed=False,
         cpu_features=cpu_features(),
+        memory_nodes=_memory_nodes(),
     )
+
+
+def _memory_nodes() -> int:
+    """As vLLM 0.16 and 0.19 count them (``platforms/cpu.py: get_device_total_memory``)."""
+    return len(list(NODES.glob("node*"))) or 1
 
 
 def cpu_features() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm_autofit import FIELDS
 from vllm_autofit.facts import knobs as tables
-from vllm_autofit.facts.variables import digest, memory_variables
+from vllm_autofit.facts.variables import as_read, digest, memory_variables
 from vllm_autofit.values import Request
 
 KNOBS = (
@@ -47,6 +47,8 @@ def read_request(
     visible_devices: int | None = None,
     headless: bool = False,
     variables: Iterable[str] = (),
+    version: tuple[int, int] | None = None,
+    kind: str = "cuda",
 ) -> Request:
     """What one ``EngineArgs`` asks for.
 
@@ -57,7 +59,11 @@ def read_request(
         visible_devices: how many devices this machine shows, when known: more ranks than that span nodes.
         headless: whether this node only serves engines to another one.
         variables: names of the environment variables that the installed vLLM reads, when known.
+        version: of vLLM; None: every variable of any version counts.
+        kind: of the devices that it will use.
     """
+    if version is not None:
+        environ = as_read(environ, version, kind)
     changed = _changed_knobs(engine_args)
     changed.update(memory_variables(environ, variables))
     unchanged = {
@@ -170,7 +176,9 @@ def _some_engines_elsewhere(engine_args: Any) -> bool:
 
 
 def _utilization_left_to_vllm(engine_args: Any) -> str | None:
-    if getattr(engine_args, "load_format", None) == "ipc_cache":
+    loading = getattr(engine_args, "model_loader_extra_config", None)
+    copied = isinstance(loading, Mapping) and loading.get("mode") == "copy"  # then they are in the worker as well
+    if getattr(engine_args, "load_format", None) == "ipc_cache" and not copied:
         return "another process holds the weights, and vLLM counts them into its share of the device"
     return None
 
@@ -207,11 +215,11 @@ def _size(engine_args: Any, name: str) -> int:
 
 
 def _kv_cache_fixed_by(engine_args: Any, environ: Mapping[str, str]) -> str | None:
+    if environ.get("VLLM_CPU_KVCACHE_SPACE"):  # replaces what the field says (0.24 to 0.33, ``platforms/cpu.py``)
+        return "VLLM_CPU_KVCACHE_SPACE"
     for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override"):
         if getattr(engine_args, name, None) is not None:
             return name
-    if environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        return "VLLM_CPU_KVCACHE_SPACE"
     if environ.get("VLLM_ENABLE_STARTUP_PLAN", "0") not in ("", "0"):
         return "VLLM_ENABLE_STARTUP_PLAN"
     return None

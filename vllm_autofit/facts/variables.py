@@ -3,7 +3,7 @@
 vLLM's own are those of ``vllm.envs`` in 0.11, 0.12, 0.16, 0.20, 0.24, 0.28, 0.30, 0.32 and 0.33; those of the libraries
 below it are the ones whose documentation speaks of memory. ``memory_variables`` gives the ones that are set; one of
 vLLM's that no table names counts as well. Values that may hold a path or a secret are replaced by a digest or by the
-names of the files.
+names of the files. ``as_read`` leaves out those that have no effect on the vLLM at hand.
 """
 
 from __future__ import annotations
@@ -176,6 +176,21 @@ PRELOADED_BY_VLLM = ("libtcmalloc", "libgomp", "libiomp", "libomp")
 """Libraries that vLLM 0.32's CPU backend puts into ``LD_PRELOAD`` of its workers by itself
 (``platforms/cpu.py:check_and_update_config``): naming them changes nothing."""
 
+READ_SINCE: dict[str, tuple[int, int]] = {
+    "VLLM_USE_V2_MODEL_RUNNER": (0, 12),
+    "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": (0, 18),
+    "VLLM_ENABLE_STARTUP_PLAN": (0, 26),
+}
+"""Variables that plans go by, and the first vLLM whose ``envs.py`` has them (not in 0.11, 0.16 and 0.24): an older one
+starts as if they weren't set."""
+
+ON_HOSTS_ONLY = ("VLLM_CPU_", "CPU_VISIBLE_MEMORY_NODES")
+"""How those begin that nothing but the CPU backend reads (``platforms/cpu.py`` and what it uses, 0.12 to 0.33)."""
+
+ON_DEVICES_ONLY = ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
+"""Those that the CPU backend passes over: its worker sizes the KV cache by itself (0.19 to 0.33,
+``v1/worker/cpu_worker.py: determine_available_memory``)."""
+
 _COUNTED = frozenset().union(*(names.split() for names in MEMORY.values()))
 _PASSED_OVER = [name for names in NO_MEMORY.values() for name in names.split()]
 _PASSED_OVER_EXACTLY = frozenset(name for name in _PASSED_OVER if not name.endswith("*"))
@@ -195,6 +210,19 @@ def memory_variables(environ: Mapping[str, str], known_to_vllm: Iterable[str] = 
     if "OMP_NUM_THREADS_SET_BY_VLLM" in environ:  # its marker: an earlier engine of this process wrote the number
         found.pop("OMP_NUM_THREADS", None)
     return {name: value for name, value in found.items() if value}
+
+
+def as_read(environ: Mapping[str, str], version: tuple[int, int], kind: str) -> dict[str, str]:
+    """``environ`` without what has no effect on vLLM ``version`` where its devices are of ``kind``.
+
+    Variables that no plan goes by stay: a start that counts one too many only learns from fewer others.
+    """
+    elsewhere = ON_DEVICES_ONLY if kind == "cpu" else ON_HOSTS_ONLY
+    return {
+        name: value
+        for name, value in environ.items()
+        if version >= READ_SINCE.get(name, version) and not name.startswith(elsewhere)
+    }
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +52,7 @@ def read_devices(engine_args: Any) -> list[DeviceFacts]:
         found = nvidia_devices(os.environ, _ranks_on_gpus(engine_args, ranks), _device_ids(engine_args))
         return [_as_vllm_reads(device) for device in found]
     if kind == "cpu":
-        return _memory_nodes(ranks)
+        return _memory_nodes(ranks, _device_ids(engine_args))
     raise UnsupportedDeviceError(UNSUPPORTED.get(kind, f"devices of the platform {kind}"))
 
 
@@ -72,27 +74,44 @@ def _ranks_on_gpus(engine_args: Any, ranks: int) -> int:
 
 
 def _device_ids(engine_args: Any) -> list[int | str] | None:
-    """``--device-ids`` (vLLM 0.32; absent before)."""
+    """``--device-ids`` (in vLLM 0.24, not in 0.20)."""
     return getattr(engine_args, "device_ids", None) or None
 
 
-def _memory_nodes(ranks: int) -> list[DeviceFacts]:
+def _memory_nodes(ranks: int, device_ids: Sequence[int | str] | None) -> list[DeviceFacts]:
     """The NUMA nodes that CPU workers are bound to, with the figures that each worker compares its request with, and
     never more than the control groups and limits of this process leave."""
     room = memory_room()
     try:
         resources: Any = importlib.import_module("vllm.utils.cpu_resource_utils")
-        nodes = resources.get_visible_memory_node()
+        nodes = _visible_nodes(resources.get_visible_memory_node, device_ids)
     except (ImportError, AttributeError):
         return [host_memory(ranks)]  # before vLLM 0.20 the CPU worker looked at the whole host
     if not nodes:
-        raise DeviceError(
-            "CPU_VISIBLE_MEMORY_NODES", "it names no node that this process may use", "Unset or correct it"
-        )
+        asked = "CPU_VISIBLE_MEMORY_NODES or --device-ids"
+        raise DeviceError(asked, "it names no node that this process may use", "Unset or correct it")
     # A control group has one limit for all nodes together: all ranks share what each node shows.
     spread = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto" and room is None
     per_node = -(-ranks // len(nodes)) if spread else ranks
     return [_memory_node(resources, node, per_node, room) for node in nodes]
+
+
+def _visible_nodes(visible_to_vllm: Callable[..., list[int]], device_ids: Sequence[int | str] | None) -> list[int]:
+    """Nodes in vLLM's order. Up to 0.32 its CPU workers pass over ``--device-ids``; since 0.33 they are bound to those
+    nodes (``utils/cpu_resource_utils.py``)."""
+    if device_ids is None or not inspect.signature(visible_to_vllm).parameters:
+        return visible_to_vllm()
+    try:
+        return visible_to_vllm(_node_numbers(device_ids, os.environ.get("CPU_VISIBLE_MEMORY_NODES")))
+    except (IndexError, ValueError) as error:
+        raise DeviceError(f"--device-ids {device_ids}", str(error), "Name memory nodes of this host") from error
+
+
+def _node_numbers(device_ids: Sequence[int | str], setting: str | None) -> list[int]:
+    """As ``EngineArgs._resolve_device_ids``: where the variable is set, an integer is a position in it; text is a
+    node's number."""
+    listed = setting.split(",") if setting else None
+    return [int(listed[wanted] if listed and isinstance(wanted, int) else wanted) for wanted in device_ids]
 
 
 def _memory_node(resources: Any, node: int, ranks: int, room: int | None) -> DeviceFacts:

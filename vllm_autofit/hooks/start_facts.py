@@ -76,6 +76,7 @@ def read_start(engine_args: Any, set_by_user: frozenset[str], launch: str, headl
     except (DeviceError, NoAnswerError) as error:
         logger.warning("vllm-autofit: %s; nothing is filled in.", error)
         return None
+    vllm = str(getattr(sys.modules.get("vllm.version"), "__version__", "unknown"))
     request = read_request(
         engine_args,
         set_by_user,
@@ -83,9 +84,10 @@ def read_start(engine_args: Any, set_by_user: frozenset[str], launch: str, headl
         visible_devices=visible,
         headless=headless,
         variables=getattr(sys.modules.get("vllm.envs"), "environment_variables", ()),
+        version=parsed_version(vllm) or NEWEST,
+        kind=devices[0].kind,
     )
     model = identify(request.model, getattr(engine_args, "revision", None))
-    vllm = str(getattr(sys.modules.get("vllm.version"), "__version__", "unknown"))
     return StartFacts(engine_args, settings, request, devices, model, vllm, launch)
 
 

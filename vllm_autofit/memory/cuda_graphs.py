@@ -14,7 +14,7 @@ message dates it to 0.21."""
 
 SECOND_RUNNER_ESTIMATES_SINCE = (0, 29)
 """Up to 0.28 the second runner's ``profile_cudagraph_memory`` returns 0, whatever is asked for: its graphs come beside
-what vLLM asked for (v1/worker/gpu/model_runner.py, read in the wheels of 0.20 to 0.33)."""
+what vLLM asked for (v1/worker/gpu/model_runner.py, read in the wheels of 0.19 to 0.33)."""
 
 BOTH_KINDS_SINCE = (0, 11)
 """Decode batches are captured whole beside the pieces since 0.11 (config: cudagraph_mode FULL_AND_PIECEWISE)."""
@@ -22,11 +22,18 @@ BOTH_KINDS_SINCE = (0, 11)
 SPACED_SINCE = (0, 12)
 """Sizes above 256 come in steps of 16 since 0.12; before, all steps were of 8."""
 
+DRAFTS_COUNT_SINCE = (0, 13)
+"""Drafted tokens make the largest size larger (in 0.16, not in 0.12)."""
+
 BATCH_TOO_SINCE = (0, 23)
 """``max_num_batched_tokens`` is a size too where it is small (in 0.23, not in 0.20)."""
 
 DECODE_SIZES_SINCE = (0, 29)
 """Whole decode batches are sizes too (in 0.29, not in 0.28)."""
+
+LARGEST_INTERACTIVE_SIZE = 32
+"""Up to here every size is captured where small batches matter most (config/vllm.py: _set_cudagraph_sizes of 0.19, 0.24
+and 0.28 to 0.33)."""
 
 LARGEST_SIZE = 512
 LARGEST_SIZE_BLACKWELL = 1024
@@ -97,8 +104,10 @@ def capture_sizes(deployment: Deployment) -> tuple[int, ...]:
         return tuple(sorted({size for size in deployment.graph_sizes if size <= tokens}))
     blackwell = version >= LARGER_SINCE and (deployment.compute_capability or (0, 0))[0] == 10
     ceiling = LARGEST_SIZE_BLACKWELL if blackwell else LARGEST_SIZE
-    largest = min(deployment.max_num_seqs * 2 * decode, ceiling)
+    largest = min(deployment.max_num_seqs * 2 * (decode if version >= DRAFTS_COUNT_SINCE else 1), ceiling)
     sizes = set(capture_grid(min(largest, tokens), version))
+    if deployment.interactive:
+        sizes |= set(range(1, min(largest, tokens, LARGEST_INTERACTIVE_SIZE) + 1))
     if version >= BATCH_TOO_SINCE and tokens <= largest:
         sizes.add(tokens)
     if version >= DECODE_SIZES_SINCE:

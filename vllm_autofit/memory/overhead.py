@@ -26,6 +26,7 @@ from vllm_autofit.memory.activations import (
     host_peak_bytes,
     sampler_bytes,
 )
+from vllm_autofit.memory.cuda_graphs import captured_pieces
 from vllm_autofit.memory.runner import uses_second_runner
 from vllm_autofit.units import GIB, MIB
 
@@ -171,8 +172,8 @@ def non_torch_bytes(facts: ModelFacts, deployment: Deployment) -> Term:
 
 def _captures_before_vllm_looks(facts: ModelFacts, deployment: Deployment) -> bool:
     """Whether CUDA graphs are captured on trial while memory is profiled."""
-    on_trial = TRIAL_CAPTURE_SINCE <= deployment.vllm < TRIAL_CAPTURE_LATER_SINCE and not deployment.enforce_eager
-    return on_trial and not uses_second_runner(facts, deployment)
+    on_trial = TRIAL_CAPTURE_SINCE <= deployment.vllm < TRIAL_CAPTURE_LATER_SINCE
+    return on_trial and captured_pieces(facts, deployment) > 0 and not uses_second_runner(facts, deployment)
 
 
 def peers_bytes(deployment: Deployment) -> int:

@@ -1,7 +1,7 @@
 """Which of vLLM's two model runners a launch gets: they hold different things while they profile.
 
 The second is v1/worker/gpu/model_runner.py. ``VllmConfig.use_v2_model_runner`` chooses; read in the wheels of 0.20, and
-0.22 to 0.33.
+0.22 to 0.33. Before 0.22 only ``VLLM_USE_V2_MODEL_RUNNER`` does (v1/worker/gpu_worker.py of 0.12, 0.16 and 0.19).
 """
 
 from __future__ import annotations
@@ -31,17 +31,22 @@ BY_NAME = {
 """Architectures that got the second runner by name, from the version on, until the next entry."""
 
 LACKING = {
-    (0, 22): {"ngram", "suffix", "medusa", "draft_model"},
-    (0, 32): {"suffix", "medusa"},
-    (0, 33): {"suffix"},
+    (0, 22): {"ngram", "ngram_gpu", "suffix", "medusa", "draft_model", "mlp_speculator", "custom_class"},
+    (0, 32): {"suffix", "medusa", "mlp_speculator", "custom_class"},
+    (0, 33): {"suffix", "custom_class"},
 }
-"""Ways of speculating that the second runner lacks, from the version on."""
+"""Ways of speculating that the second runner lacks, from the version on (config/vllm.py:
+_get_v2_model_runner_unsupported_features, read in 0.24, 0.28, 0.30, 0.32 and 0.33)."""
 
 
 def uses_second_runner(facts: ModelFacts, deployment: Deployment) -> bool:
-    """Whether vLLM runs this model with the second runner when nobody chose one (VLLM_USE_V2_MODEL_RUNNER)."""
+    """Whether vLLM runs this model with the second runner: as its user says, else as this version chooses."""
     version = deployment.vllm
-    if deployment.device == "cpu" or version < SOME_PLAIN_MODELS:  # it needs Triton
+    if deployment.device == "cpu":  # it needs Triton
+        return False
+    if deployment.second_runner is not None:
+        return deployment.second_runner
+    if version < SOME_PLAIN_MODELS:
         return False
     if deployment.speculation and deployment.speculation.method in _valid_at(LACKING, version):
         return False

@@ -28,6 +28,11 @@ RULES_OF: Version = (0, 32)
 """The version whose refusals were read (``planning/refusals.py``). Of others, what they say is only a warning."""
 
 
+CPU_LOOKS_UNTIL: Version = (0, 32)
+"""From 0.33 on the CPU worker compares nothing before it has loaded the model, and then takes off what it holds, with
+pages of libraries that others hold as well (``v1/worker/cpu_worker.py``)."""
+
+
 def certain_failures(
     plan: Plan, request: Request, devices: Sequence[DeviceFacts], rules: Rules, version: Version
 ) -> tuple[str, ...]:
@@ -65,10 +70,13 @@ def _check_at_start(plan: Plan, request: Request, devices: Sequence[DeviceFacts]
 
 
 def _looks(request: Request, device: DeviceFacts, version: Version) -> bool:
+    """Whether vLLM compares its whole share with what is free, as we would."""
+    if request.utilization_left_to_vllm is not None:
+        return False
     if device.kind != "cpu":
         return True
     given = request.kv_cache_fixed_by in ("kv_cache_memory_bytes", "VLLM_CPU_KVCACHE_SPACE")
-    return version >= CPU_BY_SHARE_SINCE and not given
+    return CPU_BY_SHARE_SINCE <= version <= CPU_LOOKS_UNTIL and not given
 
 
 def _no_room(plan: Plan, request: Request, rules: Rules) -> Iterator[str]:

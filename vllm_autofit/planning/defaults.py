@@ -54,7 +54,7 @@ CPU_BY_SHARE_SINCE: Version = (0, 20)
 CPU_KV_FRACTION = 0.5
 CPU_KV_FRACTION_SINCE: Version = (0, 13)
 CPU_KV_GIB_BEFORE = 4
-"""That size: half the host's memory (of each of its nodes) from 0.13 to 0.19; 4 GiB before."""
+"""That size: half of one node's memory, if they are all alike, from 0.13 to 0.19; 4 GiB before."""
 
 CAPTURE_KNOBS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
 """Parts of the compilation config that have flags of their own."""
@@ -66,6 +66,8 @@ _GRAPH_MODES: Mapping[str, GraphMode] = {
     "full_decode_only": "full_decode_only",
     "full_and_piecewise": "full_and_piecewise",
 }
+_GRAPH_MODES_BY_LEVEL: Mapping[str, GraphMode] = {"0": "none", "1": "piecewise"}
+"""``-O0`` and ``-O1``; the others are like none (``config/vllm.py: OPTIMIZATION_LEVEL_TO_CONFIG``, 0.12 to 0.33)."""
 
 
 def parsed_version(text: str) -> Version | None:
@@ -120,8 +122,9 @@ def deployment_of(
         decode_context_parallel=_count(knobs, "decode_context_parallel_size"),
         expert_parallel=bool(knobs.get("enable_expert_parallel")),
         enforce_eager=bool(request.values.get("enforce_eager")),
-        graph_mode=_graph_mode(compilation),
+        graph_mode=_graph_mode(compilation, knobs.get("optimization_level")),
         graph_sizes=_graph_sizes(compilation, batched, version),
+        interactive=knobs.get("performance_mode") == "interactivity",
         prefix_caching=knobs.get("enable_prefix_caching") is not False,
         chunked_prefill=knobs.get("enable_chunked_prefill") is not False,
         hybrid_kv_cache_manager=not knobs.get("disable_hybrid_kv_cache_manager"),
@@ -138,8 +141,10 @@ def deployment_of(
         speculation=speculation_of(_mapping(knobs.get("speculative_config"))),
         text_only=bool(knobs.get("language_model_only")),
         items_per_prompt=_items(_mapping(knobs.get("limit_mm_per_prompt"))),
+        frontend_reserve_bytes=_gib(knobs.get("mm_ipc_gpu_memory_gb")) if facts.towers and device.kind != "cpu" else 0,
         separate_processes=separate_processes,
         estimate_graphs=_flag(knobs.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")),
+        second_runner=_flag(knobs.get("VLLM_USE_V2_MODEL_RUNNER")),
     )
 
 
@@ -192,9 +197,12 @@ def _dtype(asked: object, facts: ModelFacts, device: DeviceFacts) -> str:
     return facts.dtype
 
 
-def _graph_mode(compilation: Mapping[str, object]) -> GraphMode | None:
+def _graph_mode(compilation: Mapping[str, object], level: object) -> GraphMode | None:
+    """As asked for by itself, else by the level of optimisation."""
     mode = compilation.get("cudagraph_mode")
-    return _GRAPH_MODES.get(str(mode).rpartition(".")[2].lower()) if mode is not None else None
+    if mode is None:
+        return _GRAPH_MODES_BY_LEVEL.get(str(level).rpartition(".")[2].removeprefix("O"))
+    return _GRAPH_MODES.get(str(mode).rpartition(".")[2].lower())
 
 
 def _graph_sizes(compilation: Mapping[str, object], batched: int, version: Version) -> tuple[int, ...] | None:
@@ -244,10 +252,12 @@ def _items(asked: Mapping[str, object]) -> dict[str, int] | None:
 
 
 def _kv_cache_bytes(knobs: Mapping[str, object], device: DeviceFacts, version: Version) -> int | None:
-    by_variable = _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
-    if device.kind != "cpu" or version >= CPU_BY_SHARE_SINCE:
-        return _number(knobs.get("kv_cache_memory_bytes")) or by_variable
-    half = int(CPU_KV_FRACTION * device.total_bytes)
+    asked, by_variable = _number(knobs.get("kv_cache_memory_bytes")), _gib(knobs.get("VLLM_CPU_KVCACHE_SPACE")) or None
+    if device.kind != "cpu":
+        return asked
+    if version >= CPU_BY_SHARE_SINCE:
+        return by_variable or asked  # the variable replaces the field (0.24 to 0.33, ``check_and_update_config``)
+    half = int(CPU_KV_FRACTION * (device.total_bytes // device.memory_nodes))
     return by_variable or (half if version >= CPU_KV_FRACTION_SINCE else CPU_KV_GIB_BEFORE * GIB)
 
 

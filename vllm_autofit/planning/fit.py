@@ -81,16 +81,18 @@ def weigh(estimator: LearnedEstimator, deployment: Deployment, room: Room) -> Fi
 
     ``KV = asked - weights - activations - non-torch``, and less the CUDA graphs where this vLLM takes them off; others
     capture them beside what they asked for. A KV cache of a size that the user fixed is taken as it is, whatever was
-    asked for.
+    asked for. What API servers decode with is taken off in either case (0.28 to 0.33,
+    ``multimodal/gpu_ipc_memory.py: reserve_mm_ipc_gpu_memory``).
     """
-    terms = estimator.demand(deployment)
+    terms, reserve = estimator.demand(deployment), deployment.frontend_reserve_bytes
     everything = [terms.weights, terms.activations, terms.non_torch, terms.cuda_graphs]
     there = room.asked_bytes + room.beside_bytes
     missing = max(0, estimator.loading_bytes(deployment) - there)
     fixed = _fixed_pool(terms, deployment)
     if fixed is not None:
         missing = max(missing, fixed + sum(term.bytes for term in everything) - there)
-        return Fit(deployment, terms, room.asked_bytes, fixed, 0, missing_bytes=missing)
+        kv_bytes = fixed if deployment.blocks_override is not None else fixed - reserve
+        return Fit(deployment, terms, room.asked_bytes, kv_bytes, 0, missing_bytes=missing)
     asked, beside, more = room.asked_bytes, 0, 0
     proven = deployment.max_num_seqs <= room.proven_sequences
     taken = everything
@@ -105,7 +107,7 @@ def weigh(estimator: LearnedEstimator, deployment: Deployment, room: Room) -> Fi
         unprofiled = unprofiled_bytes(estimator.facts, deployment).bytes
         more = min(asked, max(0, unprofiled + LEAST_SPARE_BYTES - room.headroom_bytes))
         asked -= more
-    kv_bytes = asked - sum(term.bytes for term in taken)
+    kv_bytes = asked - sum(term.bytes for term in taken) - reserve
     error = math.hypot(*(term.error_bytes for term in taken))
     return Fit(deployment, terms, asked, kv_bytes, round(error), beside, more, missing)
 

@@ -154,6 +154,8 @@ def _room(request: Request, budget: Budget, lessons: Lessons) -> Room:
         asked = math.ceil(budget.total_bytes * share)
     else:
         asked, fixed = budget.asked_bytes, False
+    if request.utilization_left_to_vllm is not None:
+        free = max(free, asked)  # weights that others hold aren't free, and vLLM's check leaves them out
     return Room(
         asked,
         free - asked,
@@ -329,7 +331,8 @@ def _warnings(
             f"{ranks * fit.error_bytes / GIB:.2f}"
         )
     later = unprofiled_bytes(facts, fit.deployment).bytes + LEAST_SPARE_BYTES
-    if room.share_is_fixed and 0 <= room.beside_bytes < later and fit.deployment.device != "cpu":
+    judged = room.share_is_fixed and request.utilization_left_to_vllm is None and fit.deployment.device != "cpu"
+    if judged and 0 <= room.beside_bytes < later:
         yield (
             f"gpu_memory_utilization={request.values['gpu_memory_utilization']} leaves {room.beside_bytes / GIB:.2f} "
             f"GiB beside what vLLM asks for; up to {later / GIB:.2f} may be taken after it has sized the KV cache"
