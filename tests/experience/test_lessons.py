@@ -15,6 +15,7 @@ from vllm_autofit.experience.lessons import (
     FLOOR_DEVICE_BYTES,
     MEASURE_AGAIN,
     READ,
+    RESTLESS_BYTES,
     SHORT_BYTES,
     lessons_from,
 )
@@ -351,3 +352,24 @@ def test_no_other_kill_says_anything_about_compiling() -> None:
 def test_a_kill_of_long_ago_is_forgotten() -> None:
     old = killed_while("profile_run", started_at=(NOON - datetime.timedelta(days=FAILURE_DAYS + 1)).isoformat())
     assert lessons_from([old], now=NOON).killed_compiling is None
+
+
+# Memory that moves between plan and check
+
+
+def test_what_came_to_be_missing_in_an_attempt_just_before_is_kept_free_up_to_a_bound() -> None:
+    def restless(*missing: int) -> int:
+        attempts = [failed("a", "startup_check", requested_bytes=69 * GIB + each) for each in missing]
+        return lessons_from(attempts, attempts=attempts).restless_bytes
+
+    assert restless() == 0
+    assert restless(5, 7) == 7
+    assert restless(20 * GIB) == RESTLESS_BYTES
+    assert restless(-5) == 0
+
+
+def test_an_earlier_command_and_another_failure_say_nothing_about_it() -> None:
+    missing = failed("a", "startup_check", requested_bytes=70 * GIB)
+    assert lessons_from([missing]).restless_bytes == 0
+    other = failed("a", "kv_alloc", requested_bytes=70 * GIB)
+    assert lessons_from([other], attempts=[other]).restless_bytes == 0

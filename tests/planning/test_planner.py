@@ -68,6 +68,17 @@ def test_after_a_kill_while_it_compiled_a_start_does_without() -> None:
     assert "enforce_eager" not in own.filled
 
 
+def test_memory_that_moved_just_before_is_left_room_to_move_again_unless_the_user_chose_the_headroom() -> None:
+    def spare(lessons: Lessons, rules: Rules) -> int:
+        budget = make_plan(request(), [cuda()], lessons, rules).budget
+        assert budget is not None
+        return budget.headroom_bytes
+
+    restless = Lessons(restless_bytes=300 * MIB)
+    assert spare(restless, Rules()) == spare(Lessons(), Rules()) + 300 * MIB
+    assert spare(restless, Rules(headroom_bytes=GIB)) == GIB
+
+
 def test_the_other_three_fields_stay_with_vllm() -> None:
     plan = make_plan(request(), [cuda()], Lessons(), Rules())
     assert plan.filled.keys() == {"gpu_memory_utilization", "max_model_len"}

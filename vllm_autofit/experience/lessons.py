@@ -17,7 +17,7 @@ from itertools import islice
 
 from vllm_autofit.experience import observed
 from vllm_autofit.experience.record import KILLED, Record
-from vllm_autofit.units import MIB
+from vllm_autofit.units import GIB, MIB
 from vllm_autofit.values import Elsewhere, FieldValue, Lessons, Measured, RunSettings
 
 CONSIDERED = 3
@@ -45,6 +45,10 @@ SHORT_BYTES = 256 * MIB
 MEASURE_AGAIN = 10
 """Starts in a row that may do without vLLM's own measurement."""
 
+RESTLESS_BYTES = GIB
+"""At most kept free for memory that moved between the plan and vLLM's check of an attempt just before: what a
+neighbour took in one go isn't taken again. Our choice."""
+
 TAKES_LESS = ("kv_alloc", "sampler_warmup", "cudagraph_capture", "runtime", "lora_load", "wake_up")
 """Phases whose failure is cured by asking for less of the device: they take what is beside."""
 
@@ -62,6 +66,7 @@ def lessons_from(
     pinned: Mapping[str, FieldValue] | None = None,
     ending: Ending | None = None,
     now: datetime.datetime | None = None,
+    attempts: Iterable[Record] = (),
 ) -> Lessons:
     """What the records of one key teach, and those of other keys where this one has none yet.
 
@@ -72,6 +77,7 @@ def lessons_from(
         pinned: fields whose values the user pinned for this key.
         ending: how a start ended (``experience.ending``); None: as it is written.
         now: the time, for the age of failures.
+        attempts: those of ``records`` that this very command made, and that failed.
     """
     own = list(islice(records, READ))
     judge = ending or (lambda record: str(record["outcome"]["state"]))
@@ -90,6 +96,7 @@ def lessons_from(
         pinned=dict(pinned or {}),
         elsewhere=_elsewhere(own),
         killed_compiling=_killed_compiling(own, failures),
+        restless_bytes=_restless(attempts),
     )
 
 
@@ -216,6 +223,18 @@ def _killed_compiling(records: Sequence[Record], failures: Sequence[Record]) -> 
         if killed and not observed.was_eager(record) and record in failures:
             return str(record["run_id"])
     return None
+
+
+def _restless(attempts: Iterable[Record]) -> int:
+    """What was missing at vLLM's check although it had been free when the attempt was planned: it may move again."""
+    missing = [0]
+    for record in attempts:
+        failure = observed.failure_of(record)
+        numbers = failure.get("numbers") or {}
+        requested, free = numbers.get("requested_bytes"), numbers.get("free_bytes")
+        if failure.get("phase") == "startup_check" and isinstance(requested, int) and isinstance(free, int):
+            missing.append(requested - free)
+    return min(RESTLESS_BYTES, max(missing))
 
 
 def _survived(record: Record, judge: Ending) -> bool:

@@ -31,4 +31,5 @@ def recall(store: Store, key: str, related: Mapping[str, str], failed: Sequence[
         same_model=store.related(related["model"]),
         pinned=(store.pinned(key) or {}).get("settings"),
         ending=ending,
+        attempts=failed,
     )

@@ -98,7 +98,7 @@ def _lessons(settings: Settings, key: str, related: dict[str, str], *, warned: b
     except AutofitError as error:
         if not (failed or warned):
             logger.warning("vllm-autofit: planning without past starts: %s.", error)
-        return lessons_from(failed), False
+        return lessons_from(failed, attempts=failed), False
     if store.skipped:
         logger.warning(
             "vllm-autofit: %d record(s) could not be used: %s.",

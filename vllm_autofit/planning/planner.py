@@ -193,7 +193,7 @@ def _headroom(device: DeviceFacts, lessons: Lessons, rules: Rules) -> tuple[int,
         spare, source = min(lessons.headroom.bytes, estimate * MOST_TIMES), "record"
     if lessons.least_headroom is not None and lessons.least_headroom.bytes > spare:
         spare, source = min(lessons.least_headroom.bytes, device.total_bytes // 2), "record"
-    return spare, source
+    return spare + lessons.restless_bytes, source
 
 
 def _headroom_of_users(lessons: Lessons, rules: Rules) -> list[str]:
