@@ -155,6 +155,8 @@ class Lessons:
     """Where workers of a start ran on other nodes."""
     killed_compiling: str | None = None
     """A start that was killed, for the machine's memory as it seems, while vLLM compiled and profiled."""
+    estimated_context: tuple[int, str] | None = None
+    """Tokens that vLLM said would fit, where the context didn't, and the start that failed so."""
     restless_bytes: int = 0
     """What came to be missing between plan and check in the attempts just before."""
 

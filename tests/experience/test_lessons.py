@@ -373,3 +373,17 @@ def test_an_earlier_command_and_another_failure_say_nothing_about_it() -> None:
     assert lessons_from([missing]).restless_bytes == 0
     other = failed("a", "kv_alloc", requested_bytes=70 * GIB)
     assert lessons_from([other], attempts=[other]).restless_bytes == 0
+
+
+# A context that was too long
+
+
+def test_what_vllm_said_would_fit_is_remembered_until_more_came_up() -> None:
+    too_long = failed("b", "max_len_too_long", estimated_max_model_len=4096)
+    assert lessons_from([too_long]).estimated_context == (4096, "b")
+    as_long = failed("b", "max_len_too_long", estimated_max_model_len=8192)
+    assert lessons_from([came_up("c", eager=True), as_long]).estimated_context == (8192, "b")
+    assert lessons_from([came_up("c", eager=True), too_long]).estimated_context is None
+    old = {**too_long, "started_at": (NOON - datetime.timedelta(days=FAILURE_DAYS + 1)).isoformat()}
+    assert lessons_from([old], now=NOON).estimated_context is None
+    assert lessons_from([failed("b", "max_len_too_long", estimated_max_model_len=0)]).estimated_context is None

@@ -79,6 +79,19 @@ def test_memory_that_moved_just_before_is_left_room_to_move_again_unless_the_use
     assert spare(restless, Rules(headroom_bytes=GIB)) == GIB
 
 
+def test_a_context_that_was_too_long_for_a_vllm_that_fits_none_is_as_long_as_it_said() -> None:
+    lessons = Lessons(estimated_context=(65536, "20261121T120000Z-1-aaaa"))
+    plan = make_plan(request(), [cuda()], lessons, Rules(), context_automatic=False)
+    assert plan.decision("max_model_len").source == "record"
+    assert plan.filled["max_model_len"] == 65536
+    for other in (
+        make_plan(request({"max_model_len": 131072}), [cuda()], lessons, Rules(), context_automatic=False),
+        make_plan(request(), [cuda()], lessons, Rules(min_context_tokens=65537), context_automatic=False),
+    ):
+        assert "max_model_len" not in other.filled
+    assert make_plan(request(), [cuda()], lessons, Rules()).filled["max_model_len"] == AUTO_CONTEXT
+
+
 def test_the_other_three_fields_stay_with_vllm() -> None:
     plan = make_plan(request(), [cuda()], Lessons(), Rules())
     assert plan.filled.keys() == {"gpu_memory_utilization", "max_model_len"}

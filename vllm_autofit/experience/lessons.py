@@ -96,6 +96,7 @@ def lessons_from(
         pinned=dict(pinned or {}),
         elsewhere=_elsewhere(own),
         killed_compiling=_killed_compiling(own, failures),
+        estimated_context=_estimated_context(own, failures),
         restless_bytes=_restless(attempts),
     )
 
@@ -222,6 +223,18 @@ def _killed_compiling(records: Sequence[Record], failures: Sequence[Record]) -> 
         killed = failure.get("type") == KILLED and failure.get("phase") == "profile_run"
         if killed and not observed.was_eager(record) and record in failures:
             return str(record["run_id"])
+    return None
+
+
+def _estimated_context(records: Sequence[Record], failures: Sequence[Record]) -> tuple[int, str] | None:
+    """Of the newest start whose context was too long, unless a longer one came up since."""
+    longest = 0
+    for record in records:
+        settings = observed.run_settings(record)
+        longest = max(longest, 0 if settings is None else settings.max_model_len)
+        tokens = (observed.failure_of(record).get("numbers") or {}).get("estimated_max_model_len")
+        if record in failures and isinstance(tokens, int) and tokens > 0:
+            return None if longest > tokens else (tokens, str(record["run_id"]))
     return None
 
 

@@ -126,7 +126,7 @@ def measure(wrapper: Any) -> dict[str, Any]:
         else:
             non_torch = figure(worker, "non_torch_memory")
         caches = storage_bytes(getattr(runner, "kv_caches", None) or [])
-        device: Any = getattr(worker, "device", None)
+        device: Any = getattr(worker, "device", None) or getattr(runner, "device", None)  # the CPU worker's, up to 0.19
         kind = getattr(device, "type", None)
         on_cpu = kind == "cpu"
         uuid = ordinal = None

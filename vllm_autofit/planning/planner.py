@@ -103,7 +103,7 @@ def make_plan(
         warnings += weighing.warnings
     decisions = {
         "gpu_memory_utilization": _utilization(request, ours, warnings),
-        "max_model_len": _context(request, rules, context_automatic, weighing),
+        "max_model_len": _context(request, rules, context_automatic, weighing, lessons),
         **({} if uncompiled is None else {uncompiled.field: uncompiled}),
     }
     for name in FIELDS:
@@ -312,7 +312,7 @@ def _source_of(budget: Budget) -> Source:
     return next((each for each in ("record", "prior") if each in sources), "estimate")
 
 
-def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing | None) -> Decision:
+def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing | None, lessons: Lessons) -> Decision:
     name = "max_model_len"
     if name in request.set_by_user:
         return Decision(name, request.values[name], "user", "set by you")
@@ -322,6 +322,9 @@ def _context(request: Request, rules: Rules, automatic: bool, weighing: Weighing
     if weighing is not None and (bounded or (not automatic and weighing.context_is_conceded)):
         return Decision(name, weighing.context, "estimate", weighing.context_why, weighing.context)
     if not automatic:
+        tokens, failed = lessons.estimated_context or (0, "")
+        if weighing is None and tokens >= rules.min_context_tokens:
+            return Decision(name, tokens, "record", f"vLLM's own estimate when start {failed} failed", tokens)
         return _left_alone(request, name, "this vLLM can't fit the context by itself")
     why = (
         "vLLM keeps the model's own context, or the longest that fits its KV cache "
