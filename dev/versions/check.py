@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
@@ -52,6 +53,8 @@ START_GIB = 2.5
 TAKEN_GIB = 4.0
 """What a neighbour takes after the plan, so that what was planned isn't there any more."""
 LEFT_GIB = 1.0
+COUNTED_SECONDS = 20.0
+"""Until a record says what was served: four samples."""
 UNWEIGHED = {
     "architectures": ["OrionForCausalLM"],
     "model_type": "llama",
@@ -137,11 +140,20 @@ class Checks:
                 return
             with self._check("completion"):
                 _expect(len(server.complete("Hello")["text"]) > 0, "it is empty")
+            self._wait_for_counts()
         records = self._records("served")
         with self._check("kept"):
             self._kept(_the(records, "record", 0))
         with self._check("record"):
             self._record(_the(records, "record", 0))
+
+    def _wait_for_counts(self) -> None:
+        """What was served is noted every few seconds; some versions kill their engine before it can note the last."""
+        deadline = time.monotonic() + COUNTED_SECONDS
+        while time.monotonic() < deadline:
+            if any("serving" in engine for record in self._records("served") for engine in record["engines"]):
+                return
+            time.sleep(0.5)
 
     def _second(self) -> None:
         with self._server("second") as server, self._check("second"):
