@@ -45,6 +45,8 @@ NOT_RUN = "not run"
 
 SET = {"max_num_seqs": 4, "enforce_eager": True, "kv_cache_dtype": "auto"}
 OPTIONS = ("--enforce-eager", "--max-num-seqs", "4", "--kv-cache-dtype", "auto")
+DTYPE = "float32"
+"""With bfloat16 the CPU build of 0.16 has no attention for a processor with AMX."""
 SHARE_COUNTS_SINCE = 20
 """vLLM 0.20: from here on its CPU backend goes by ``gpu_memory_utilization``. Before, it takes
 ``VLLM_CPU_KVCACHE_SPACE`` or a share of the host for its KV cache, and looks at nothing that is free."""
@@ -163,7 +165,7 @@ class Checks:
 
     def _server(self, name: str) -> AbstractContextManager[Server]:
         left = max(LEFT_GIB, psutil.virtual_memory().available / GIB - START_GIB - 1.5)
-        command = vllm_command("serve", str(self._model), *OPTIONS)
+        command = vllm_command("serve", str(self._model), *OPTIONS, "--dtype", DTYPE)
         return serving(command, self._folder / f"{name}.log", self._environ("served", left))
 
     def _says(self, server: Server) -> str:
@@ -209,7 +211,9 @@ class Checks:
         """A start that fails for memory in a way that no plan foresees, and that other values cure."""
         environ = self._environ("failing")
         if self._by_share:
-            failing = Provocation("", True, {"enforce_eager": True}, Trouble(ENGINE_STARTS, takes_gib=TAKEN_GIB))
+            failing = Provocation(
+                "", True, {"enforce_eager": True, "dtype": DTYPE}, Trouble(ENGINE_STARTS, takes_gib=TAKEN_GIB)
+            )
             return provoke(failing, "LLM", self._model, self._folder, environ)
         unweighed = self._folder / "unweighed"
         unweighed.mkdir(exist_ok=True)
@@ -217,7 +221,8 @@ class Checks:
             (unweighed / file.name).write_bytes(file.read_bytes())
         config = json.loads((self._model / "config.json").read_text()) | UNWEIGHED
         (unweighed / "config.json").write_text(json.dumps(config))
-        failing = Provocation("", True, {"enforce_eager": True, "load_format": "dummy", "max_num_seqs": 4})
+        options = {"enforce_eager": True, "load_format": "dummy", "max_num_seqs": 4, "dtype": DTYPE}
+        failing = Provocation("", True, options)
         return provoke(failing, "LLM", unweighed, self._folder, environ)
 
     def _records(self, name: str) -> list[dict[str, Any]]:
